@@ -1,0 +1,1 @@
+"""The project's own training data: folk tunes arranged, rendered and captioned by rule."""
