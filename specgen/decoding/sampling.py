@@ -1,0 +1,75 @@
+"""From logits to the distribution that is really sampled: temperature, top-k, top-p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn (audiocraft's defaults for MusicGen).
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy.
+        top_k: keep this many best entries; 0 keeps all.
+        top_p: keep the smallest set of best entries that holds this share (0 or 1 keeps all).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 or more, got {self.top_k}")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def process(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Unnormalised log-probabilities of the sampled distribution, -inf where an entry is cut.
+
+    Temperature first, then top-k, then top-p of what is left. Entries that tie with the last kept
+    one are kept too, so the result does not depend on how a sort breaks ties.
+
+    Args:
+        logits: `[..., card]`, guided (after CFG).
+        sampling: not greedy.
+    """
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        last = torch.topk(logits, sampling.top_k, sorted=True).values[..., -1:]
+        logits = logits.masked_fill(logits < last, -torch.inf)
+    if 0 < sampling.top_p < 1:
+        ordered = torch.sort(logits, dim=-1, descending=True).values
+        share = ordered.softmax(dim=-1)
+        before = share.cumsum(dim=-1) - share
+        last = ordered.masked_fill(before >= sampling.top_p, torch.inf).amin(dim=-1, keepdim=True)
+        logits = logits.masked_fill(logits < last, -torch.inf)
+    return logits
+
+
+def perturbed_argmax(logits: Tensor, gumbel: Tensor) -> Tensor:
+    """The Gumbel-max draw: argmax(logits + noise), a sample of softmax(logits) (Gumbel 1954).
+
+    Args:
+        logits: `[..., card]` processed.
+        gumbel: `[..., card]` standard Gumbel noise.
+
+    Returns:
+        `[...]` int64 tokens.
+    """
+    return (logits + gumbel).argmax(dim=-1)

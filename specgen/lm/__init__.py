@@ -1,0 +1,1 @@
+"""MusicGen's language model: token ids and condition tensors in, logits out."""

@@ -1,0 +1,192 @@
+"""The language model over codec tokens, and a decoding session on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specgen.lm.cache import KVCache, Span
+from specgen.lm.config import LMConfig
+from specgen.lm.transformer import CrossMemory, Transformer
+
+
+class MusicLM(nn.Module):
+    """K summed embeddings, the transformer, K heads (audiocraft `models/lm.py`).
+
+    The K embedding tables and the K heads are each kept as one table, codebook after codebook, so
+    that a column is embedded by one look-up and the heads that a step needs are one slice.
+    """
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.codebooks * (config.card + 1), config.dim)
+        self.transformer = Transformer(config)
+        self.out_norm = nn.LayerNorm(config.dim) if config.norm_first else None
+        self.heads = nn.Linear(config.dim, config.codebooks * config.card, bias=config.bias_heads)
+        offsets = torch.arange(config.codebooks) * (config.card + 1)
+        self.register_buffer("offsets", offsets[:, None], persistent=False)
+        self.offsets: Tensor
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        memory: CrossMemory | None,
+        cache: KVCache | None = None,
+        span: Span | None = None,
+    ) -> Tensor:
+        """The last layer's output for a block of columns.
+
+        Args:
+            tokens: `[N, K, n]` token ids, `card` for the special token.
+            memory, cache, span: see `Transformer.forward`.
+
+        Returns:
+            `[N, n, dim]`; position s predicts the tokens of step s + 1.
+        """
+        x = F.embedding(tokens + self.offsets, self.embedding.weight).sum(dim=1)
+        x = self.transformer(x, memory, cache, span)
+        return x if self.out_norm is None else self.out_norm(x)
+
+    def head(self, hidden: Tensor, codebook: int) -> Tensor:
+        """Logits `[..., card]` of one codebook from hidden states `[..., dim]`."""
+        card = self.config.card
+        low = codebook * card
+        bias = None if self.heads.bias is None else self.heads.bias[low : low + card]
+        return F.linear(hidden, self.heads.weight[low : low + card], bias)
+
+    def all_heads(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., K, card]` of every codebook from hidden states `[..., dim]`."""
+        logits: Tensor = self.heads(hidden)
+        return logits.view(*hidden.shape[:-1], self.config.codebooks, self.config.card)
+
+    @property
+    def device(self) -> torch.device:
+        return self.heads.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.heads.weight.dtype
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+class LMSession:
+    """One batch of sequences being decoded on one model: its cache, its conditions, its guidance.
+
+    This is what the decode loop sees of a model (`specgen.decoding.loop.Scorer`); it knows neither
+    patterns nor sampling. With classifier-free guidance the batch is doubled here and nowhere else:
+    rows `[B, 2B)` carry the null condition.
+
+    Args:
+        model: the language model, in evaluation mode.
+        condition: `[B, L, condition_dim]`, or None for a model without cross-attention.
+        mask: `[B, L]` bool of real places, or None.
+        null: `[1 or B, L, condition_dim]` null condition and
+        null_mask: its mask; needed for guidance.
+        guidance: CFG coefficient; None or 1 runs the conditional half alone.
+        rows: B.
+        capacity: longest sequence, in steps.
+    """
+
+    def __init__(
+        self,
+        model: MusicLM,
+        *,
+        rows: int,
+        capacity: int,
+        condition: Tensor | None = None,
+        mask: Tensor | None = None,
+        null: Tensor | None = None,
+        null_mask: Tensor | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        self.model = model
+        self.rows = rows
+        self.guidance = None if guidance is None or guidance == 1.0 or null is None else guidance
+        if condition is not None and mask is None:
+            mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
+        if self.guidance is not None and condition is not None:
+            assert null is not None and mask is not None
+            if null_mask is None:
+                null_mask = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
+            condition, mask = _stack(condition, mask, null, null_mask, rows)
+        self.memory = (
+            None if condition is None else model.transformer.memory(condition.to(model.dtype), mask)
+        )
+        total = rows * (2 if self.guidance is not None else 1)
+        self.cache = KVCache(model.config, total, capacity, model.device, model.dtype)
+        self._doubled = total // rows
+
+    @torch.inference_mode()
+    def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
+        """Run a block of columns and keep its keys and values.
+
+        Args:
+            tokens: `[B, K, n]` token ids.
+            starts: the position of the first column, a row; what the cache holds from there on is
+                forgotten.
+
+        Returns:
+            `[N, n, dim]` hidden states for `logits`.
+        """
+        model = self.model
+        if self._doubled == 2:
+            tokens = torch.cat([tokens, tokens])
+        places = tuple(starts) * self._doubled
+        span = Span.of(places, tokens.shape[-1], model.device, model.dtype)
+        return model.hidden(tokens, self.memory, self.cache, span)
+
+    @torch.inference_mode()
+    def logits(
+        self, hidden: Tensor, rows: Sequence[int], places: Sequence[int], codebooks: Sequence[int]
+    ) -> Tensor:
+        """Guided logits of chosen coordinates, in float32 (float64 stays).
+
+        Args:
+            hidden: what `feed` returned.
+            rows, places, codebooks: for each of M coordinates, its batch row, the place of its
+                predicting column within the block, and its codebook.
+
+        Returns:
+            `[M, card]`.
+        """
+        model = self.model
+        order: dict[int, list[int]] = {}
+        for i, k in enumerate(codebooks):
+            order.setdefault(k, []).append(i)
+        n, dim = hidden.shape[1], hidden.shape[2]
+        flat = hidden.reshape(-1, dim)
+        index = [r * n + p for r, p in zip(rows, places, strict=True)]
+        if self._doubled == 2:
+            index += [i + self.rows * n for i in index]
+        picked = flat[torch.tensor(index, device=hidden.device)].view(self._doubled, -1, dim)
+        if len(order) == 1:
+            out = model.head(picked, codebooks[0])
+        else:
+            out = picked.new_empty(*picked.shape[:2], model.config.card)
+            for k, members in order.items():
+                at = torch.tensor(members, device=hidden.device)
+                out[:, at] = model.head(picked[:, at], k)
+        out = out if out.dtype == torch.float64 else out.float()
+        if self.guidance is None:
+            return out[0]
+        return torch.lerp(out[1], out[0], self.guidance)
+
+
+def _stack(
+    condition: Tensor, mask: Tensor, null: Tensor, null_mask: Tensor, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Conditions above null conditions, padded to one length."""
+    length = max(condition.shape[1], null.shape[1])
+
+    def pad(x: Tensor) -> Tensor:
+        missing = length - x.shape[1]
+        return F.pad(x, (0, 0, 0, missing) if x.dim() == 3 else (0, missing))
+
+    null, null_mask = null.expand(rows, -1, -1), null_mask.expand(rows, -1)
+    return torch.cat([pad(condition), pad(null)]), torch.cat([pad(mask), pad(null_mask)])

@@ -1,0 +1,251 @@
+"""MusicGen's transformer decoder (Copet et al. 2023; audiocraft `modules/transformer.py`).
+
+The arithmetic is audiocraft's; the layout is made for decoding: one fused matrix product for
+queries, keys and values, a cache that is written by index, cross-attention keys and values made
+once a prompt. One code path serves training (no cache), a one-token step and a block of any size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specgen.lm.cache import KVCache, Span
+from specgen.lm.config import LMConfig
+
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+@dataclass
+class CrossMemory:
+    """What the cross-attention reads: keys and values of every layer, made once a prompt.
+
+    Attributes:
+        keys, values: one `[N, heads, L, head_dim]` tensor a layer.
+        mask: `[N, 1, 1, L]` added to the scores, or None when every place is real.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor | None
+
+
+def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype) -> Tensor:
+    """Cosines, then sines, of `positions` (any shape), as audiocraft's `create_sin_embedding`: `[..., dim]`."""
+    half = dim // 2
+    power = torch.arange(half, device=positions.device, dtype=dtype) / (half - 1)
+    phase = positions.to(dtype)[..., None] / (max_period**power)
+    return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
+def rotations(positions: Tensor, head_dim: int, max_period: float, scale: float) -> Tensor:
+    """Complex rotations of RoPE (Su et al. 2021) at `positions` `[N, n]`: `[N, 1, n, head_dim / 2]`."""
+    power = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angle = positions.float()[..., None] / (max_period**power)
+    turn = torch.polar(torch.ones_like(angle), angle) * scale + (1.0 - scale)
+    return turn[:, None]
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn neighbouring pairs of `x` `[N, heads, n, head_dim]`; in float32 at least, as audiocraft does."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    pairs = torch.view_as_complex(wide.reshape(*wide.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention over the cache, or over the block alone when there is none."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        kv = config.kv_heads * config.head_dim
+        self.qkv = nn.Linear(config.dim, config.dim + 2 * kv, bias=config.bias_attn)
+        self.out = nn.Linear(config.dim, config.dim, bias=config.bias_attn)
+        self.q_norm = nn.LayerNorm(config.dim) if config.qk_norm else None
+        self.k_norm = nn.LayerNorm(config.dim) if config.qk_norm else None
+
+    def forward(
+        self, x: Tensor, layer: int, turn: Tensor | None, cache: KVCache | None, span: Span | None
+    ) -> Tensor:
+        config = self.config
+        N, n, _ = x.shape
+        kv = config.kv_heads * config.head_dim
+        qkv = self.qkv(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.split([config.dim, kv, kv], dim=-1)
+            qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=-1)
+        heads = qkv.view(N, n, -1, config.head_dim).transpose(1, 2)  # [N, heads + 2 kv_heads, n, hd]
+        if turn is not None:
+            turned = rotate(heads[:, : config.heads + config.kv_heads], turn)
+            q, k = turned.split([config.heads, config.kv_heads], dim=1)
+            v = heads[:, config.heads + config.kv_heads :]
+        else:
+            q, k, v = heads.split([config.heads, config.kv_heads, config.kv_heads], dim=1)
+        mask = None
+        if cache is not None and span is not None:
+            k, v = cache.write(layer, span, k, v)
+            mask = span.mask
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=cache is None and n > 1, enable_gqa=config.kv_repeat > 1
+        )
+        return self.out(mixed.transpose(1, 2).reshape(N, n, -1))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Attention from the sequence to the condition."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.q = nn.Linear(config.dim, config.dim, bias=config.bias_attn)
+        self.kv = nn.Linear(config.condition_dim, 2 * config.dim, bias=config.bias_attn)
+        self.out = nn.Linear(config.dim, config.dim, bias=config.bias_attn)
+        self.q_norm = nn.LayerNorm(config.dim) if config.qk_norm_cross else None
+        self.k_norm = nn.LayerNorm(config.dim) if config.qk_norm_cross else None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.config.heads, -1).transpose(1, 2)
+
+    def memory(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (`[N, heads, L, head_dim]`) of a condition `[N, L, condition_dim]`."""
+        k, v = self.kv(condition).chunk(2, dim=-1)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        return self._heads(k).contiguous(), self._heads(v).contiguous()
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        q = self.q(x)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        mixed = F.scaled_dot_product_attention(self._heads(q), keys, values, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; pre-norm or post-norm."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.activation = _ACTIVATIONS[config.activation]
+        self.norm1 = nn.LayerNorm(config.dim)
+        self.attention = SelfAttention(config)
+        self.cross: CrossAttention | None = None
+        if config.condition_dim:
+            self.norm_cross = nn.LayerNorm(config.dim)
+            self.cross = CrossAttention(config)
+        self.norm2 = nn.LayerNorm(config.dim)
+        self.up = nn.Linear(config.dim, config.ff_dim, bias=config.bias_ff)
+        self.down = nn.Linear(config.ff_dim, config.dim, bias=config.bias_ff)
+        if config.layer_scale:
+            self.scale1 = nn.Parameter(torch.full((config.dim,), 1e-4))
+            self.scale2 = nn.Parameter(torch.full((config.dim,), 1e-4))
+            if config.condition_dim:
+                self.scale_cross = nn.Parameter(torch.full((config.dim,), 1e-4))
+        self.scaled = config.layer_scale
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        turn: Tensor | None,
+        cache: KVCache | None,
+        span: Span | None,
+        memory: CrossMemory | None,
+    ) -> Tensor:
+        first = self.norm_first
+        h = self.attention(self.norm1(x) if first else x, layer, turn, cache, span)
+        x_in = x  # audiocraft's post-norm block queries the condition with the block's own input
+        x = x + (h * self.scale1 if self.scaled else h)
+        x = x if first else self.norm1(x)
+        if self.cross is not None and memory is not None:
+            query = self.norm_cross(x) if first else x_in
+            h = self.cross(query, memory.keys[layer], memory.values[layer], memory.mask)
+            x = x + (h * self.scale_cross if self.scaled else h)
+            x = x if first else self.norm_cross(x)
+        h = self.down(self.activation(self.up(self.norm2(x) if first else x)))
+        x = x + (h * self.scale2 if self.scaled else h)
+        return x if first else self.norm2(x)  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The stack of blocks, with its position code."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
+        self._codes: tuple[Tensor | None, Tensor | None] = (None, None)  # sinusoids, rotations
+
+    def memory(self, condition: Tensor, mask: Tensor | None = None) -> CrossMemory | None:
+        """Keys and values of every layer's cross-attention.
+
+        Args:
+            condition: `[N, L, condition_dim]`.
+            mask: `[N, L]` bool, True where a place is real; None: all are.
+        """
+        if not self.config.condition_dim:
+            return None
+        pairs = [block.cross.memory(condition) for block in self.blocks]  # type: ignore[union-attr,operator]
+        added = None
+        if mask is not None and not bool(mask.all()):
+            added = torch.zeros(mask.shape, dtype=condition.dtype, device=condition.device)
+            added = added.masked_fill_(~mask, -torch.inf)[:, None, None]
+        return CrossMemory([k for k, _ in pairs], [v for _, v in pairs], added)
+
+    def _position_codes(
+        self, positions: Tensor, capacity: int, x: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the position codes add to the input and turn the queries by, read off tables."""
+        config = self.config
+        sines, turns = self._codes
+        known = sines if sines is not None else turns
+        if known is None or known.shape[0] < capacity or known.device != x.device:
+            # Outside inference mode, so that the tables of a model that has decoded can train too.
+            with torch.inference_mode(False):
+                every = torch.arange(max(capacity, 64), device=x.device)
+                if config.positions in ("sin", "sin_rope"):
+                    table = sinusoids(every, config.dim, config.max_period, torch.float32)
+                    sines = table * config.positional_scale
+                if config.positions in ("rope", "sin_rope"):
+                    scale = config.positional_scale
+                    turns = rotations(every[None], config.head_dim, config.max_period, scale)[0, 0]
+                self._codes = (sines, turns)
+        return (
+            sines[positions].to(x.dtype) if sines is not None else None,
+            turns[positions][:, None] if turns is not None else None,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: CrossMemory | None,
+        cache: KVCache | None = None,
+        span: Span | None = None,
+    ) -> Tensor:
+        """Run a block.
+
+        Args:
+            x: `[N, n, dim]` input embeddings.
+            memory: the condition, or None for a model without cross-attention.
+            cache, span: both for decoding; without them the block is the whole sequence.
+
+        Returns:
+            `[N, n, dim]`.
+        """
+        if span is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+            capacity = x.shape[1]
+        else:
+            positions = span.positions(x.device)
+            capacity = cache.capacity if cache is not None else span.reach
+        added, turn = self._position_codes(positions, capacity, x)
+        if added is not None:
+            x = x + added
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, turn, cache, span, memory)
+        return x
