@@ -72,7 +72,9 @@ class PatternSpec:
             if list(values) != sorted(values) or min(values, default=0) < 0:
                 raise ValueError(f"{self.kind}: {name} must rise from 0 or more, got {values}")
         if self.kind in ("stack", "stack_delay") and self.codebooks % self.group:
-            raise ValueError(f"{self.kind}: {self.codebooks} codebooks are no multiple of {self.group}")
+            raise ValueError(
+                f"{self.kind}: {self.codebooks} codebooks are no multiple of {self.group}"
+            )
         if self.flatten_first < 0 or self.empty_initial < 0:
             raise ValueError(f"{self.kind}: flatten_first and empty_initial cannot be negative")
 
@@ -181,7 +183,8 @@ def _build(spec: PatternSpec, frames: int) -> Pattern:
         "stack_delay": _stacked,
     }
     steps = (
-        tuple(Coord(t, k) for t, k in step if t < frames) for step in makers[spec.kind](spec, frames)
+        tuple(Coord(t, k) for t, k in step if t < frames)
+        for step in makers[spec.kind](spec, frames)
     )
     return Pattern(spec, frames, ((), *steps))
 

@@ -30,7 +30,9 @@ class Span:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, starts: tuple[int, ...], size: int, device: torch.device, dtype: torch.dtype) -> Span:
+    def of(
+        cls, starts: tuple[int, ...], size: int, device: torch.device, dtype: torch.dtype
+    ) -> Span:
         reach = max(starts) + size
         together = min(starts) == max(starts)
         if together and size == 1:
@@ -38,7 +40,9 @@ class Span:
         first = torch.tensor(starts[:1] if together else starts, device=device)
         index = first[:, None] + torch.arange(size, device=device)  # [1 or N, n]
         hidden = torch.arange(reach, device=device) > index[..., None]  # [1 or N, n, reach]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(
+            hidden, -torch.inf
+        )
         if together:
             return cls(starts, size, reach, None, mask[0])
         return cls(starts, size, reach, index, mask[:, None])

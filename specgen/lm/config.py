@@ -62,7 +62,9 @@ class LMConfig:
         if self.qk_norm and self.kv_repeat > 1:
             raise ValueError("qk_norm and kv_repeat cannot be combined")
         if self.positions not in POSITIONS:
-            raise ValueError(f"positions {self.positions!r} is unknown; known: {', '.join(POSITIONS)}")
+            raise ValueError(
+                f"positions {self.positions!r} is unknown; known: {', '.join(POSITIONS)}"
+            )
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}"

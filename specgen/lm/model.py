@@ -122,6 +122,18 @@ class LMSession:
         self.cache = KVCache(model.config, total, capacity, model.device, model.dtype)
         self._doubled = total // rows
 
+    @property
+    def card(self) -> int:
+        return self.model.config.card
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def capacity(self) -> int:
+        return self.cache.capacity
+
     @torch.inference_mode()
     def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
         """Run a block of columns and keep its keys and values.

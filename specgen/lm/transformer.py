@@ -78,7 +78,9 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split([config.dim, kv, kv], dim=-1)
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=-1)
-        heads = qkv.view(N, n, -1, config.head_dim).transpose(1, 2)  # [N, heads + 2 kv_heads, n, hd]
+        heads = qkv.view(N, n, -1, config.head_dim).transpose(
+            1, 2
+        )  # [N, heads + 2 kv_heads, n, hd]
         if turn is not None:
             turned = rotate(heads[:, : config.heads + config.kv_heads], turn)
             q, k = turned.split([config.heads, config.kv_heads], dim=1)
@@ -90,7 +92,12 @@ class SelfAttention(nn.Module):
             k, v = cache.write(layer, span, k, v)
             mask = span.mask
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=cache is None and n > 1, enable_gqa=config.kv_repeat > 1
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=cache is None and n > 1,
+            enable_gqa=config.kv_repeat > 1,
         )
         return self.out(mixed.transpose(1, 2).reshape(N, n, -1))  # type: ignore[no-any-return]
 

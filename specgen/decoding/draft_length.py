@@ -1,0 +1,107 @@
+"""How many verifier steps to draft ahead: a fixed number, or the one that pays best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MAX_STEPS = 48
+_PRIOR_JUDGED = 8.0  # weight of the prior acceptance, in judged steps
+_FORGET = 0.98
+
+
+@dataclass
+class Line:
+    """A running least-squares line cost = fixed + slope * size, older points weighing less."""
+
+    fixed: float
+    slope: float
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # n, x, y, xx, xy
+
+    def add(self, size: float, cost: float) -> None:
+        sums = [_FORGET * s for s in self._sums]
+        for i, value in enumerate((1.0, size, cost, size * size, size * cost)):
+            sums[i] += value
+        self._sums = sums
+        n, x, y, xx, xy = sums
+        spread = n * xx - x * x
+        if n < 3:
+            return
+        if spread > 1e-6 * n * n:
+            self.slope = max((n * xy - x * y) / spread, 0.0)
+        self.fixed = max((y - self.slope * x) / n, 1e-9)
+
+    def at(self, size: float) -> float:
+        return self.fixed + self.slope * size
+
+
+class FixedLength:
+    """Always the same number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"the draft length must be at least 1, got {steps}")
+        self.steps = steps
+
+    def choose(self) -> int:
+        return self.steps
+
+    def observe(self, **_: float) -> None:
+        """A fixed length learns nothing."""
+
+
+class AutoLength:
+    """Maximises expected committed steps per unit of time.
+
+    With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a round
+    (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the drafter's
+    steps, both taken as straight lines in m and measured as the decode runs.
+
+    Args:
+        steps_a_draft_step: verifier steps that one drafter step covers (K for delay to flatten).
+        clocked: measure costs by the clock. Off, the costs stay at the given ratios, so that the
+            choice, and with it the sample under a rule whose sample depends on the draft length, is
+            the same in every run.
+    """
+
+    def __init__(self, steps_a_draft_step: float, *, clocked: bool) -> None:
+        self._clocked = clocked
+        self._accepted, self._judged = 0.65 * _PRIOR_JUDGED, _PRIOR_JUDGED
+        # In units of a one-column verifier pass; the shape seen on CPUs at embedded sizes.
+        self._verify = Line(0.9, 0.1)
+        self._draft_step = 0.35
+        self._draft_steps = Line(1.0, 1.0 / steps_a_draft_step)
+
+    def observe(
+        self,
+        *,
+        length: float,
+        accepted: float,
+        judged: float,
+        draft_steps: float,
+        columns: float,
+        draft_seconds: float,
+        verify_seconds: float,
+    ) -> None:
+        """Learn from one round: steps accepted of those judged, drafter steps and costs."""
+        self._accepted = _FORGET * self._accepted + accepted
+        self._judged = _FORGET * self._judged + judged
+        self._draft_steps.add(length, draft_steps)
+        if not self._clocked:
+            return
+        self._verify.add(columns, verify_seconds)
+        if draft_steps:
+            share = draft_seconds / draft_steps
+            seen = self._draft_step_seconds
+            self._draft_step_seconds = share if seen is None else 0.9 * seen + 0.1 * share
+
+    _draft_step_seconds: float | None = None
+
+    def choose(self) -> int:
+        rate = min(self._accepted / self._judged, 0.98)
+        draft_step = self._draft_step_seconds or self._draft_step
+
+        def pace(m: int) -> float:
+            committed = (1 - rate ** (m + 1)) / (1 - rate)
+            return committed / (self._verify.at(m + 1) + draft_step * self._draft_steps.at(m))
+
+        return max(range(1, MAX_STEPS + 1), key=pace)

@@ -1,0 +1,193 @@
+"""One model's side of a decode: its patterns, its sequences, and how far its cache is good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specgen.patterns import Coord, Pattern, PatternSpec
+
+# A coordinate to read or write: its row, the place of its predicting column in the block, itself.
+Where = Sequence[tuple[int, int, Coord]]
+
+
+class Scorer(Protocol):
+    """What decoding needs of a language model; `specgen.lm.model.LMSession` is the real one."""
+
+    @property
+    def card(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def capacity(self) -> int: ...
+
+    def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
+        """Run columns `[B, K, n]` from each row's start on; the cache forgets what was there."""
+
+    def logits(
+        self, hidden: Tensor, rows: Sequence[int], places: Sequence[int], codebooks: Sequence[int]
+    ) -> Tensor:
+        """`[M, card]` guided logits of chosen (row, place in the block, codebook)."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model and the pattern it was trained in."""
+
+    scorer: Scorer
+    pattern: PatternSpec
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The batch: frames of each row and the tokens given at the start (`[B, K, T0]` or None)."""
+
+    frames: tuple[int, ...]
+    prompt: Tensor | None
+
+    @classmethod
+    def of(cls, frames: Sequence[int], prompt: Tensor | None) -> Rows:
+        if not frames:
+            raise ValueError("a batch needs at least one row")
+        if prompt is not None and prompt.shape[0] != len(frames):
+            raise ValueError(f"{len(frames)} rows, but a prompt for {prompt.shape[0]}")
+        if prompt is not None and prompt.shape[-1] >= min(frames):
+            raise ValueError(f"the prompt has {prompt.shape[-1]} of {min(frames)} frames already")
+        return cls(tuple(frames), prompt)
+
+    @property
+    def given(self) -> int:
+        """Frames given at the start."""
+        return 0 if self.prompt is None else self.prompt.shape[-1]
+
+
+class Lane:
+    """The state of one model in a decode.
+
+    Attributes:
+        known: for each row, the last step up to which every token is settled: final for the
+            verifier, guessed or final for the drafter.
+        fed: for each row, columns `[0, fed)` of the cache that hold the sequence as it is now.
+        last: for each row, its last step.
+    """
+
+    def __init__(self, role: Role, rows: Rows) -> None:
+        self._scorer = role.scorer
+        self._given = rows.given
+        self.codebooks, self.card = role.pattern.codebooks, role.scorer.card
+        self.device = role.scorer.device
+        self.patterns: list[Pattern] = [role.pattern.of(T) for T in rows.frames]
+        self.last = [p.steps - 1 for p in self.patterns]
+        shape = (len(rows.frames), self.codebooks, role.scorer.capacity)
+        self._sequence = torch.full(shape, self.card, device=self.device)
+        if rows.prompt is not None:
+            for r, pattern in enumerate(self.patterns):
+                grid = torch.full((1, self.codebooks, pattern.frames), self.card)
+                grid[..., : self._given] = rows.prompt[r : r + 1]
+                self._sequence[r, :, : pattern.steps] = pattern.build(grid, self.card)[0]
+        self.known = [0] * len(rows.frames)
+        self.fed = [0] * len(rows.frames)
+        self._finished = [list(accumulate(len(step) for step in p.layout)) for p in self.patterns]
+        for r in range(len(rows.frames)):
+            self.skip_known(r, self)
+
+    def step_of(self, row: int, coord: Coord) -> int:
+        return self.patterns[row].step_of[coord.k][coord.t]
+
+    def given(self, coord: Coord) -> bool:
+        """Whether the token was there from the start."""
+        return coord.t < self._given
+
+    def holds(self, row: int, coord: Coord) -> bool:
+        """Whether the token is settled (see `known`)."""
+        return self.given(coord) or self.step_of(row, coord) <= self.known[row]
+
+    def skip_known(self, row: int, lead: Lane) -> None:
+        """Pass over steps that leave nothing to draw: `lead` holds all their tokens already."""
+        layout = self.patterns[row].layout
+        while self.known[row] < self.last[row] and all(
+            lead.holds(row, coord) for coord in layout[self.known[row] + 1]
+        ):
+            self.known[row] += 1
+
+    def step_reaching(self, row: int, lead: Lane, end: int) -> int:
+        """The step of this lane by which the coordinates of `lead`'s open steps to `end` are settled."""
+        layout = lead.patterns[row].layout
+        return max(
+            (
+                self.step_of(row, coord)
+                for step in range(lead.known[row] + 1, end + 1)
+                for coord in layout[step]
+            ),
+            default=0,
+        )
+
+    def feed(
+        self, rows: Sequence[int], upto: Mapping[int, int] | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """Feed each row's settled columns (or those up to `upto`) that the cache lacks.
+
+        Rows not named ride along: what they feed is either good, and then counted, or overwritten
+        before it is read.
+
+        Returns:
+            The hidden states of the block and each row's first column.
+        """
+        starts = list(self.fed)
+        ends = [known + 1 for known in self.known]
+        if upto is not None:
+            for r in rows:
+                ends[r] = upto[r] + 1
+        size = max(ends[r] - starts[r] for r in rows)
+        if min(starts) == max(starts):
+            block = self._sequence[..., starts[0] : starts[0] + size]
+        else:
+            first = torch.tensor(starts, device=self.device)
+            index = first[:, None, None] + torch.arange(size, device=self.device)
+            block = self._sequence.gather(2, index.expand(-1, self.codebooks, -1))
+        hidden = self._scorer.feed(block, starts)
+        self.fed = [max(s, min(s + size, e)) for s, e in zip(starts, ends, strict=True)]
+        return hidden, starts
+
+    def logits(self, hidden: Tensor, where: Where) -> Tensor:
+        """`[M, card]` logits of coordinates, read at their predicting columns."""
+        rows, places, coords = zip(*where, strict=True)
+        return self._scorer.logits(hidden, rows, places, [c.k for c in coords])
+
+    def _index(self, where: Where) -> tuple[Tensor, Tensor, Tensor]:
+        places = [(r, c.k, self.step_of(r, c)) for r, _, c in where]
+        index = torch.tensor(places, device=self.device).T
+        return index[0], index[1], index[2]
+
+    def put(self, where: Where, tokens: Tensor) -> None:
+        """Write `[M]` tokens at their coordinates."""
+        self._sequence[self._index(where)] = tokens
+
+    def get(self, where: Where) -> Tensor:
+        """Read `[M]` tokens at their coordinates."""
+        return self._sequence[self._index(where)]
+
+    def commit(self, row: int, final: int) -> None:
+        """Steps up to `final` are settled for good; the cache is good for the columns before it."""
+        self.known[row] = self.fed[row] = final
+
+    def rewind(self, row: int, step: int) -> None:
+        """A token of `step` has changed: what was fed or guessed from there on is void."""
+        self.known[row] = min(self.known[row], step)
+        self.fed[row] = min(self.fed[row], step)
+
+    def frames_done(self, row: int) -> int:
+        """Settled tokens, in frames."""
+        return self._finished[row][self.known[row]] // self.codebooks
+
+    def codes(self) -> list[Tensor]:
+        """The grids, `[K, T_r]` each."""
+        return [
+            pattern.revert(self._sequence[r : r + 1, :, : pattern.steps])[0]
+            for r, pattern in enumerate(self.patterns)
+        ]
