@@ -75,7 +75,17 @@ _GENRE_TEMPI: dict[str, tuple[float, ...]] = {  # weights of 8, 10, 12, 14, 16
 }
 _KEYS = {"C": 2.0, "D": 3.0, "E": 1.0, "F": 1.0, "G": 3.0, "A": 2.0, "B flat": 0.7}
 _MINOR_KEYS = {"C": 0.7, "D": 2.0, "E": 3.0, "F sharp": 0.3, "G": 1.5, "A": 3.0, "B": 1.5}
-PITCH_CLASSES = {"C": 0, "D": 2, "E": 4, "F": 5, "F sharp": 6, "G": 7, "A": 9, "B flat": 10, "B": 11}
+PITCH_CLASSES = {
+    "C": 0,
+    "D": 2,
+    "E": 4,
+    "F": 5,
+    "F sharp": 6,
+    "G": 7,
+    "A": 9,
+    "B flat": 10,
+    "B": 11,
+}
 _SCALES = {
     "major": (0, 2, 4, 5, 7, 9, 11),
     "minor": (0, 2, 3, 5, 7, 8, 10),

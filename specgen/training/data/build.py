@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from specgen.training.data.tunes import Score, Tune, corpus_folder, play, read_s
 
 ITEM_SAMPLES = ITEM_FRAMES * SAMPLE_RATE // FRAME_RATE
 SHARD_ITEMS = 50
-_VERSION = 1  # raise when arranging or rendering changes: shards of another version are not reused
+_VERSION = 2  # raise when arranging or rendering changes: shards of another version are not reused
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,17 @@ def read_recipe(values: Mapping[str, Any]) -> Recipe:
     for name in ("hours", "workers", "captions"):
         if name in values and values[name] <= 0:
             raise UserError(f"data recipe: {name} must be above 0, not {values[name]}")
-    paths = {name: Path(values[name]) for name in ("out", "soundfont", "first_out") if name in values}
+    paths = {
+        name: Path(values[name]) for name in ("out", "soundfont", "first_out") if name in values
+    }
     return Recipe(**{**values, **paths})
 
 
 def _likeness(tune: Tune) -> tuple[str, tuple[int, ...]]:
-    """What tells that two records are one tune: the title's letters, and the opening's intervals."""
+    """What tells that two records are one tune: the title's letters, the opening's intervals."""
     title = re.sub(r"[^a-z]", "", re.sub(r"\b(the|a|an)\b", "", tune.score.title.lower()))
     pitches = [note.pitch for note in tune.notes[:13]]
-    return title, tuple(b - a for a, b in zip(pitches, pitches[1:], strict=False))
+    return title, tuple(b - a for a, b in itertools.pairwise(pitches))
 
 
 def split_tunes(tunes: Sequence[Tune], seed: int) -> dict[str, str]:
@@ -128,19 +131,16 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
 
 
-_synth: Synth | None = None
+def _render_shard(job: tuple[Path, list[Item], Path]) -> Path:
+    """Write a shard's audio, then its descriptions (which tell that the shard is done).
 
-
-def _start_worker(soundfont: Path) -> None:
-    global _synth
-    _synth = Synth(soundfont)
-
-
-def _render_shard(job: tuple[Path, list[Item]]) -> Path:
-    """Write a shard's audio, then its descriptions (which tell that the shard is done)."""
-    path, items = job
-    assert _synth is not None
-    audio = b"".join(_synth.render(item).tobytes() for item in items)
+    Each shard has its own synthesiser: fluidsynth keeps some state from item to item, and so a
+    shard comes out the same whichever process makes it and whatever came before.
+    """
+    path, items, soundfont = job
+    synth = Synth(soundfont)
+    audio = b"".join(synth.render(item).tobytes() for item in items)
+    synth.close()
     _write(path.with_suffix(".i16"), audio)
     rows = ({"id": one.id, "tune": one.tune, "state": one.state} for one in items)
     _write(path.with_suffix(".jsonl"), _lines(rows))
@@ -188,12 +188,12 @@ def build_dataset(recipe: Mapping[str, Any]) -> None:
     shards = [folder / f"{i:04d}" for i in range(-(-count // SHARD_ITEMS))]
     first = -(-round(plan.first_hours * 3600 * FRAME_RATE / ITEM_FRAMES) // SHARD_ITEMS)
     jobs = (
-        (path, [arrange(tunes[tune], take, plan.seed) for tune, take in part])
+        (path, [arrange(tunes[tune], take, plan.seed) for tune, take in part], plan.soundfont)
         for i, path in enumerate(shards)
         if not path.with_suffix(".jsonl").exists()
         for part in (pairs[i * SHARD_ITEMS : (i + 1) * SHARD_ITEMS],)
     )
-    with multiprocessing.Pool(plan.workers, _start_worker, (plan.soundfont,)) as pool:
+    with multiprocessing.Pool(plan.workers) as pool:
         early = plan.first_out
         for path in pool.imap(_render_shard, jobs):
             print(f"data: shard {path.name} of {len(shards)}", file=sys.stderr, flush=True)

@@ -67,7 +67,9 @@ def _accompaniment(state: Mapping[str, Any], rng: random.Random) -> str:
         return f"with {' and '.join(parts)}, {_pick(rng, 'no_drums')}"
     if len(parts) > 1 and _chance(rng, 0.15):
         parts = parts[:-1]
-    return "with " + (f"{parts[0]}, {parts[1]} and {parts[2]}" if parts[2:] else " and ".join(parts))
+    return "with " + (
+        f"{parts[0]}, {parts[1]} and {parts[2]}" if parts[2:] else " and ".join(parts)
+    )
 
 
 def _short(state: Mapping[str, Any], rng: random.Random) -> str:

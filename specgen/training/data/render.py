@@ -45,6 +45,7 @@ def _library() -> ctypes.CDLL:
         ("delete_fluid_settings", None, [pointer]),
         ("fluid_synth_sfload", number, [pointer, text, number]),
         ("fluid_synth_system_reset", number, [pointer]),
+        ("fluid_synth_all_sounds_off", number, [pointer, number]),
         ("fluid_synth_program_change", number, [pointer, number, number]),
         ("fluid_synth_cc", number, [pointer, number, number, number]),
         ("fluid_synth_noteon", number, [pointer, number, number, number]),
@@ -105,11 +106,16 @@ class Synth:
         return {c: max(1, round(127 * (gain / most) ** 0.5)) for c, gain in wanted.items()}
 
     def _play(
-        self, programs: dict[int, str], volumes: dict[int, int], events: tuple[Event, ...], frames: int
+        self,
+        programs: dict[int, str],
+        volumes: dict[int, int],
+        events: tuple[Event, ...],
+        frames: int,
     ) -> Audio:
         """Mono float samples at 32 kHz, `frames` long, from silence."""
         lib, synth = self._lib, self._synth
         lib.fluid_synth_system_reset(synth)
+        lib.fluid_synth_all_sounds_off(synth, -1)  # the reset alone leaves voices sounding
         for channel, name in programs.items():
             lib.fluid_synth_program_change(synth, channel, PROGRAMS[name])
             lib.fluid_synth_cc(synth, channel, 7, volumes[channel])
@@ -130,7 +136,7 @@ class Synth:
             base = frame * _STEP
             left, right = out[0].ctypes.data, out[1].ctypes.data
             lib.fluid_synth_write_float(synth, _STEP, left, base, 1, right, base, 1)
-        return out.mean(axis=0)
+        return np.asarray((out[0] + out[1]) / 2, dtype=np.float32)
 
     def render(self, item: Item) -> NDArray[np.int16]:
         """An item's 12 s at 16 kHz: -20 dBFS RMS, less where the peak would pass 0.95."""

@@ -1,6 +1,6 @@
 """Public-domain fiddle tunes as note lists: ABC text of the music21 corpus through abc2midi.
 
-Only O'Neill's (1850 tunes), Ryan's Mammoth and Aird's are read; the corpus's other parts are not free enough.
+Only O'Neill's, Ryan's Mammoth and Aird's are read; the corpus's other parts are not free enough.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from specgen.training.data.midi import Note, read_notes
 BOOKS = {"oneill": "oneills1850", "ryan": "ryansMammoth", "aird": "airdsAirs"}
 TICKS_PER_WHOLE = 1920  # abc2midi writes 480 ticks a quarter note
 BAR_VELOCITY = 105  # abc2midi's loudness of a bar's first note: it tells where the bars are
+
+# abc2midi 4.84 dies of this tune now and then: left out, so that every build has the same tunes.
+_FATAL = {"ryan-MyLoveIsInAmericaReel-1"}
 
 _TONIC = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _MODES = {"": "major", "maj": "major", "ion": "major", "m": "minor", "min": "minor", "aeo": "minor"}
@@ -195,7 +198,8 @@ def read_scores(corpus: Path) -> list[Score]:
         for path in sorted((corpus / folder).glob("*.abc")):
             text = path.read_bytes().decode("utf-8", errors="replace")
             for score in parse_abc(book, path.stem, text):
-                scores.setdefault(score.id, score)
+                if score.id not in _FATAL:
+                    scores.setdefault(score.id, score)
     return list(scores.values())
 
 
@@ -207,14 +211,17 @@ def _one_voice(notes: list[Note]) -> list[Note]:
             top[note.start] = note
     line = [top[start] for start in sorted(top)]
     ends = [note.start for note in line[1:]] + [10**9]
-    return [n._replace(length=min(n.length, end - n.start)) for n, end in zip(line, ends, strict=True)]
+    return [
+        n._replace(length=min(n.length, end - n.start)) for n, end in zip(line, ends, strict=True)
+    ]
 
 
 def align_bars(notes: list[Note], bar: int, least: int = 8) -> tuple[list[Note], int] | None:
     """Cut a melody to its longest stretch of regular bars: notes from its first bar line, and bars.
 
-    A bar line is where abc2midi plays louder. A bar may begin within a tied note or rest. None
-    when there are fewer than `least` bars.
+    A bar line is where abc2midi plays louder. A bar may begin within a tied note or rest (so the
+    shift of an irregular bar is not seen where no later note meets the old grid: in about three
+    tunes of a hundred the last bars are askew). None when there are fewer than `least` bars.
     """
     onsets = {note.start for note in notes}
     loud = {note.start for note in notes if note.velocity >= BAR_VELOCITY}
@@ -265,11 +272,13 @@ def _convert(scores: Sequence[Score]) -> list[bytes]:
         (Path(folder) / "t.abc").write_text(text, encoding="utf-8")
         command = ["abc2midi", "t.abc", "-silent", "-NGRA", "-NGUI", "-NFER"]
         done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-        if done.returncode < 0 and len(scores) > 1:
+        if done.returncode and len(scores) > 1:
             half = len(scores) // 2
             return _convert(scores[:half]) + _convert(scores[half:])
         paths = [Path(folder) / f"t{i}.mid" for i in range(1, len(scores) + 1)]
-        return [path.read_bytes() if path.exists() and done.returncode >= 0 else b"" for path in paths]
+        return [
+            path.read_bytes() if path.exists() and not done.returncode else b"" for path in paths
+        ]
 
 
 def _tune(score: Score, midi: bytes) -> Tune | None:
