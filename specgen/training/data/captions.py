@@ -149,6 +149,7 @@ def _sentence(state: Mapping[str, Any], rng: random.Random) -> str:
 def captions(state: Mapping[str, Any], rng: random.Random) -> list[str]:
     """Four captions of an item, of different build: short, a list of tags, and two sentences."""
     texts = [_short(state, rng), _tags(state, rng), _sentence(state, rng), _sentence(state, rng)]
+    texts = [re.sub(r"\b(\w+) \1\b", r"\1", text) for text in texts]  # "a slow slow air"
     return [re.sub(r"\ba (?=[aeiou])", "an ", text) for text in texts]
 
 
