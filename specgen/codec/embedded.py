@@ -1,0 +1,165 @@
+"""The project's own codec: its configuration, the module, and its checkpoint folder.
+
+A checkpoint is a folder with `config.yaml` (`CodecConfig`) and `model.safetensors` (float16).
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yaml import YAMLError
+
+from specgen.codec.quantize import ResidualQuantizer
+from specgen.codec.seanet import SeanetDecoder, SeanetEncoder
+from specgen.codec.spectral import SpectralDecoder, SpectralEncoder
+from specgen.errors import UserError
+
+CONFIG_NAME = "config.yaml"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass
+class CodecConfig:
+    """Everything needed to build the codec; `kind` is "spectral" or "seanet"."""
+
+    kind: str = "spectral"
+    sample_rate: int = 16000
+    frame_size: int = 320
+    codebooks: int = 4
+    card: int = 1024
+    dim: int = 64
+    # spectral: Fourier steps a frame, window in samples, then width, blocks and kernel (frames)
+    steps: int = 2
+    window: int = 640
+    encoder_width: int = 192
+    encoder_blocks: int = 4
+    encoder_kernel: int = 3
+    decoder_width: int = 256
+    decoder_blocks: int = 5
+    decoder_kernel: int = 7
+    # seanet: channels at the sample rate, strides from slow to fast, and the level brought to one
+    base: int = 16
+    ratios: list[int] = field(default_factory=lambda: [8, 5, 4, 2])
+    scale: float = 10.0
+
+
+class EmbeddedCodec(nn.Module):
+    """Mono residual-quantised codec; satisfies `specgen.codec.base.Codec`."""
+
+    channels = 1
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sample_rate = config.sample_rate
+        self.frame_size = config.frame_size
+        self.frame_rate = config.sample_rate / config.frame_size
+        self.codebooks = config.codebooks
+        self.card = config.card
+        self.encoder, self.decoder = _networks(config)
+        self.quantizer = ResidualQuantizer(config.codebooks, config.card, config.dim)
+
+    def frames(self, samples: int) -> int:
+        """How many frames cover that many samples."""
+        return -(-samples // self.frame_size)
+
+    @torch.inference_mode()
+    def encode(self, wav: Tensor) -> Tensor:
+        """`wav [B, 1, N]` float32 to `codes [B, K, ceil(N / frame_size)]` int64."""
+        if wav.dim() != 3 or wav.shape[1] != 1:
+            raise ValueError(f"expected mono audio [B, 1, N], not {tuple(wav.shape)}")
+        missing = self.frames(wav.shape[-1]) * self.frame_size - wav.shape[-1]
+        return self.quantizer.encode(self.encoder(F.pad(wav[:, 0], (0, missing))))
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """`codes [B, K, T]` int64 in [0, card) to `wav [B, 1, T * frame_size]` float32."""
+        if codes.dim() != 3 or codes.shape[1] != self.codebooks:
+            raise ValueError(f"expected codes [B, {self.codebooks}, T], not {tuple(codes.shape)}")
+        wav: Tensor = self.decoder(self.quantizer.decode(codes))
+        return wav[:, None]
+
+
+def _networks(config: CodecConfig) -> tuple[nn.Module, nn.Module]:
+    if config.kind == "seanet":
+        shape = (config.ratios, config.base, config.dim, config.scale)
+        return SeanetEncoder(*shape), SeanetDecoder(*shape)
+    if config.kind == "spectral":
+        front = (config.frame_size, config.steps, config.window)
+        return (
+            SpectralEncoder(
+                *front,
+                config.encoder_width,
+                config.encoder_blocks,
+                config.encoder_kernel,
+                config.dim,
+            ),
+            SpectralDecoder(
+                *front,
+                config.decoder_width,
+                config.decoder_blocks,
+                config.decoder_kernel,
+                config.dim,
+            ),
+        )
+    raise UserError(f"codec kind {config.kind!r} is unknown: use spectral or seanet")
+
+
+def save_codec(codec: EmbeddedCodec, folder: Path) -> None:
+    """Write the checkpoint folder, weights in float16; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.half().contiguous() for name, value in codec.state_dict().items()}
+    partial = folder / (WEIGHTS_NAME + ".partial")
+    save_file(weights, partial)
+    os.replace(partial, folder / WEIGHTS_NAME)
+    partial = folder / (CONFIG_NAME + ".partial")
+    OmegaConf.save(OmegaConf.structured(codec.config), partial)
+    os.replace(partial, folder / CONFIG_NAME)
+
+
+def load_codec(folder: Path) -> EmbeddedCodec:
+    """The codec of a checkpoint folder, float32, in evaluation mode, without gradients.
+
+    Raises `UserError` for a missing, unreadable, corrupt or ill-fitting file.
+    """
+    config = read_config(folder / CONFIG_NAME)
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        raise UserError(f"codec weights {path} are missing: reinstall specgen or train the codec")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"codec weights {path} are corrupt ({error}): fetch them again") from None
+    codec = EmbeddedCodec(config)
+    expected = codec.state_dict()
+    wrong = sorted(expected.keys() ^ weights.keys()) or [
+        name for name, value in expected.items() if value.shape != weights[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"codec weights {path} do not fit {CONFIG_NAME} beside them"
+            f" ({wrong[0]} and {len(wrong) - 1} more): use the two files of one checkpoint"
+        )
+    codec.load_state_dict({name: value.float() for name, value in weights.items()})
+    return codec.eval().requires_grad_(False)
+
+
+def read_config(path: Path) -> CodecConfig:
+    """The validated configuration; raises `UserError` for unknown keys or wrong types."""
+    if not path.is_file():
+        raise UserError(f"codec configuration {path} is missing: name a codec checkpoint folder")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(CodecConfig), OmegaConf.load(path))
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"codec configuration {path} is invalid: {reason}") from None
+    assert isinstance(config, CodecConfig)
+    return config
