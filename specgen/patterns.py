@@ -31,14 +31,16 @@ Layout = tuple[tuple[Coord, ...], ...]
 
 @dataclass(frozen=True)
 class PatternSpec:
-    """A pattern before the number of frames is known; plain data, as presets and checkpoints hold it.
+    """A pattern before the number of frames is known; plain data, as checkpoints hold it.
 
     Attributes:
-        kind: one of `KINDS`. `flatten` is audiocraft's `unroll`; `stack` writes all of one stream's
-            codebooks before the next stream's (audiocraft's `musiclm`), `stack_delay` delays within it.
+        kind: one of `KINDS`. `flatten` is audiocraft's `unroll`; `stack` writes one group of
+            codebooks over all frames before the next group (audiocraft's `musiclm`), `stack_delay`
+            does so with delays within a group.
         codebooks: K.
-        delays: frames each codebook waits (`delay`: K values; `coarse_first`: K - 1 for the fine ones;
-            `flatten`: K, codebooks of one inner step must agree). Default: 0..K-1 for `delay`, else 0.
+        delays: frames each codebook waits (`delay`: K values; `coarse_first`: K - 1 for the fine
+            ones; `flatten`: K, codebooks of one inner step must agree). Default: 0..K-1 for
+            `delay`, else 0.
         flattening: `flatten` only: the inner step of each codebook; equal numbers share a step.
         flatten_first: `delay` only: the first frames are written one token a step.
         empty_initial: `delay` and `parallel` only: empty steps before the first frame.
@@ -139,7 +141,7 @@ class Pattern:
 
     @cached_property
     def _gather(self) -> Tensor:
-        """Index of each place of `[K, S]` in a flat `[K * T + 1]` grid; the last is the special token."""
+        """Index of each place of `[K, S]` in a flat `[K * T + 1]` grid, whose last is special."""
         index = torch.full((self.codebooks, self.steps), self.codebooks * self.frames)
         for s, coords in enumerate(self.layout):
             for t, k in coords:
@@ -197,7 +199,7 @@ def _delayed(spec: PatternSpec, frames: int) -> Steps:
     delays: Sequence[int] = spec.delays or ([0] * K if spec.kind == "parallel" else range(K))
     yield from ([] for _ in range(spec.empty_initial))
     yield from ([(t, k)] for t in range(first) for k in range(K))
-    # audiocraft starts the delayed part at `flatten_first` even when the piece is shorter than that.
+    # audiocraft starts the delayed part at `flatten_first` even when the piece is shorter.
     for step in range(spec.flatten_first, frames + max(delays)):
         yield [(step - d, k) for k, d in enumerate(delays) if step - d >= spec.flatten_first]
 
@@ -238,7 +240,7 @@ def _stacked(spec: PatternSpec, frames: int) -> Steps:
             yield from ([(t, k)] for t in range(frames) for k in books)
         else:
             for step in range(frames + spec.group - 1):
-                yield [(step - k + low, k) for k in books if 0 <= step - k + low]
+                yield [(step - k + low, k) for k in books if step - k + low >= 0]
 
 
 def contaminated(drafter: Pattern, verifier: Pattern) -> tuple[bool, ...]:

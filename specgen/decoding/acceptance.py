@@ -57,7 +57,7 @@ def textbook(
         gumbel: `[M, card]` noise for the residual draw.
 
     Returns:
-        `[M]` tokens; a token equal to the guess means accepted (the residual never holds the guess).
+        `[M]` tokens; one equal to the guess means accepted (the residual never holds the guess).
     """
     p = target.double().softmax(dim=-1)
     q = draft.double().softmax(dim=-1)

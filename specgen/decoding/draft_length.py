@@ -52,9 +52,9 @@ class FixedLength:
 class AutoLength:
     """Maximises expected committed steps per unit of time.
 
-    With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a round
-    (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the drafter's
-    steps, both taken as straight lines in m and measured as the decode runs.
+    With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a
+    round (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the
+    drafter's steps, both taken as straight lines in m and measured as the decode runs.
 
     Args:
         steps_a_draft_step: verifier steps that one drafter step covers (K for delay to flatten).

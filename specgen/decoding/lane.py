@@ -116,7 +116,7 @@ class Lane:
             self.known[row] += 1
 
     def step_reaching(self, row: int, lead: Lane, end: int) -> int:
-        """The step of this lane by which the coordinates of `lead`'s open steps to `end` are settled."""
+        """The step of this lane that settles the coordinates of `lead`'s open steps to `end`."""
         layout = lead.patterns[row].layout
         return max(
             (

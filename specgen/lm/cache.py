@@ -19,8 +19,8 @@ class Span:
         size: n.
         reach: positions `[0, reach)` of the cache that this pass reads.
         index: `[N, n]` positions, or None when all rows start together (then slices serve).
-        mask: what is added to attention scores (`[n, reach]` or `[N, 1, n, reach]`), None if nothing
-            needs hiding (one new position, rows together).
+        mask: what is added to attention scores (`[n, reach]` or `[N, 1, n, reach]`), None if
+            nothing needs hiding (one new position, rows together).
     """
 
     starts: tuple[int, ...]
@@ -71,7 +71,7 @@ class KVCache:
         self.capacity = capacity
 
     def write(self, layer: int, span: Span, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a block's keys and values (`[N, kv_heads, n, head_dim]`); return all up to its reach."""
+        """Store keys and values (`[N, kv_heads, n, head_dim]`); return all up to the reach."""
         keys, values = self.keys[layer], self.values[layer]
         if span.index is None:
             low = span.starts[0]

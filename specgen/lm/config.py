@@ -15,9 +15,9 @@ class LMConfig:
     Attributes:
         codebooks: K.
         card: entries a codebook; `card` itself is the special token.
-        dim, heads, layers, ff_dim: the transformer's width, attention heads, depth, feed-forward width.
-        condition_dim: width of the condition the cross-attention reads (it must equal `dim` after the
-            conditioner's projection in audiocraft; any width works here). 0: no cross-attention.
+        dim, heads, layers, ff_dim: the transformer's width, heads, depth and feed-forward width.
+        condition_dim: width of the condition that the cross-attention reads (in audiocraft always
+            `dim`, after a projection; any width works here). 0: no cross-attention.
         activation: of the feed-forward.
         norm_first: pre-norm (all MusicGen models) or post-norm.
         bias_attn, bias_ff, bias_heads: biases of the attention, feed-forward and output layers.

@@ -168,21 +168,24 @@ class LMSession:
             `[M, card]`.
         """
         model = self.model
-        order: dict[int, list[int]] = {}
-        for i, k in enumerate(codebooks):
-            order.setdefault(k, []).append(i)
-        n, dim = hidden.shape[1], hidden.shape[2]
-        flat = hidden.reshape(-1, dim)
-        index = [r * n + p for r, p in zip(rows, places, strict=True)]
+        K, n = model.config.codebooks, hidden.shape[1]
+        # Whole columns (all of delay but its ends) take all K heads in one product.
+        columns = list(zip(rows, places, strict=True))
+        whole = list(codebooks) == list(range(K)) * (len(codebooks) // K) and all(
+            columns[i] == columns[i + K - 1] for i in range(0, len(columns), K)
+        )
+        index = [r * n + p for r, p in columns[:: K if whole else 1]]
         if self._doubled == 2:
             index += [i + self.rows * n for i in index]
-        picked = flat[torch.tensor(index, device=hidden.device)].view(self._doubled, -1, dim)
-        if len(order) == 1:
-            out = model.head(picked, codebooks[0])
+        picked = hidden.flatten(0, 1)[torch.tensor(index, device=hidden.device)]
+        picked = picked.unflatten(0, (self._doubled, -1))
+        if whole:
+            out = model.all_heads(picked).flatten(1, 2)
         else:
             out = picked.new_empty(*picked.shape[:2], model.config.card)
-            for k, members in order.items():
-                at = torch.tensor(members, device=hidden.device)
+            for k in set(codebooks):
+                at = torch.tensor([i for i, c in enumerate(codebooks) if c == k])
+                at = at.to(hidden.device)
                 out[:, at] = model.head(picked[:, at], k)
         out = out if out.dtype == torch.float64 else out.float()
         if self.guidance is None:

@@ -34,7 +34,7 @@ class CrossMemory:
 
 
 def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype) -> Tensor:
-    """Cosines, then sines, of `positions` (any shape), as audiocraft's `create_sin_embedding`: `[..., dim]`."""
+    """Cosines, then sines, of `positions`, as audiocraft orders them: `[..., dim]`."""
     half = dim // 2
     power = torch.arange(half, device=positions.device, dtype=dtype) / (half - 1)
     phase = positions.to(dtype)[..., None] / (max_period**power)
@@ -42,7 +42,7 @@ def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype
 
 
 def rotations(positions: Tensor, head_dim: int, max_period: float, scale: float) -> Tensor:
-    """Complex rotations of RoPE (Su et al. 2021) at `positions` `[N, n]`: `[N, 1, n, head_dim / 2]`."""
+    """RoPE (Su et al. 2021): complex rotations at `positions` `[N, n]`: `[N, 1, n, head_dim / 2]`."""
     power = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angle = positions.float()[..., None] / (max_period**power)
     turn = torch.polar(torch.ones_like(angle), angle) * scale + (1.0 - scale)
@@ -50,7 +50,7 @@ def rotations(positions: Tensor, head_dim: int, max_period: float, scale: float)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn neighbouring pairs of `x` `[N, heads, n, head_dim]`; in float32 at least, as audiocraft does."""
+    """Turn neighbouring pairs of `x` `[N, heads, n, head_dim]`, in float32 at least."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     pairs = torch.view_as_complex(wide.reshape(*wide.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
