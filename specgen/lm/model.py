@@ -47,9 +47,11 @@ class MusicLM(nn.Module):
         Returns:
             `[N, n, dim]`; position s predicts the tokens of step s + 1.
         """
-        x = F.embedding(tokens + self.offsets, self.embedding.weight).sum(dim=1)
-        x = self.transformer(x, memory, cache, span)
-        return x if self.out_norm is None else self.out_norm(x)
+        columns = F.embedding(tokens + self.offsets, self.embedding.weight).sum(dim=1)
+        x: Tensor = self.transformer(columns, memory, cache, span)
+        if self.out_norm is not None:
+            x = self.out_norm(x)
+        return x
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Logits `[..., card]` of one codebook from hidden states `[..., dim]`."""
@@ -178,7 +180,7 @@ class LMSession:
         if self._doubled == 2:
             index += [i + self.rows * n for i in index]
         picked = hidden.flatten(0, 1)[torch.tensor(index, device=hidden.device)]
-        picked = picked.unflatten(0, (self._doubled, -1))
+        picked = picked.view(self._doubled, -1, picked.shape[-1])
         if whole:
             out = model.all_heads(picked).flatten(1, 2)
         else:

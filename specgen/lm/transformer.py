@@ -42,7 +42,7 @@ def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype
 
 
 def rotations(positions: Tensor, head_dim: int, max_period: float, scale: float) -> Tensor:
-    """RoPE (Su et al. 2021): complex rotations at `positions` `[N, n]`: `[N, 1, n, head_dim / 2]`."""
+    """RoPE's rotations (Su et al. 2021) at `positions` `[N, n]`: `[N, 1, n, head_dim / 2]`."""
     power = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angle = positions.float()[..., None] / (max_period**power)
     turn = torch.polar(torch.ones_like(angle), angle) * scale + (1.0 - scale)
@@ -76,8 +76,8 @@ class SelfAttention(nn.Module):
         kv = config.kv_heads * config.head_dim
         qkv = self.qkv(x)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k, v = qkv.split([config.dim, kv, kv], dim=-1)
-            qkv = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=-1)
+            q, k = qkv[..., : config.dim], qkv[..., config.dim : config.dim + kv]
+            qkv = torch.cat([self.q_norm(q), self.k_norm(k), qkv[..., config.dim + kv :]], dim=-1)
         heads = qkv.view(N, n, -1, config.head_dim).transpose(
             1, 2
         )  # [N, heads + 2 kv_heads, n, hd]
@@ -141,17 +141,16 @@ class Block(nn.Module):
         self.activation = _ACTIVATIONS[config.activation]
         self.norm1 = nn.LayerNorm(config.dim)
         self.attention = SelfAttention(config)
-        self.cross: CrossAttention | None = None
-        if config.condition_dim:
-            self.norm_cross = nn.LayerNorm(config.dim)
-            self.cross = CrossAttention(config)
+        conditioned = config.condition_dim > 0
+        self.norm_cross = nn.LayerNorm(config.dim) if conditioned else None
+        self.cross = CrossAttention(config) if conditioned else None
         self.norm2 = nn.LayerNorm(config.dim)
         self.up = nn.Linear(config.dim, config.ff_dim, bias=config.bias_ff)
         self.down = nn.Linear(config.ff_dim, config.dim, bias=config.bias_ff)
         if config.layer_scale:
             self.scale1 = nn.Parameter(torch.full((config.dim,), 1e-4))
             self.scale2 = nn.Parameter(torch.full((config.dim,), 1e-4))
-            if config.condition_dim:
+            if conditioned:
                 self.scale_cross = nn.Parameter(torch.full((config.dim,), 1e-4))
         self.scaled = config.layer_scale
 
@@ -169,14 +168,16 @@ class Block(nn.Module):
         x_in = x  # audiocraft's post-norm block queries the condition with the block's own input
         x = x + (h * self.scale1 if self.scaled else h)
         x = x if first else self.norm1(x)
-        if self.cross is not None and memory is not None:
+        if self.cross is not None and self.norm_cross is not None and memory is not None:
             query = self.norm_cross(x) if first else x_in
             h = self.cross(query, memory.keys[layer], memory.values[layer], memory.mask)
             x = x + (h * self.scale_cross if self.scaled else h)
             x = x if first else self.norm_cross(x)
         h = self.down(self.activation(self.up(self.norm2(x) if first else x)))
         x = x + (h * self.scale2 if self.scaled else h)
-        return x if first else self.norm2(x)  # type: ignore[no-any-return]
+        if not first:
+            x = self.norm2(x)
+        return x
 
 
 class Transformer(nn.Module):
@@ -197,7 +198,8 @@ class Transformer(nn.Module):
         """
         if not self.config.condition_dim:
             return None
-        pairs = [block.cross.memory(condition) for block in self.blocks]  # type: ignore[union-attr,operator]
+        crosses = [block.cross for block in self.blocks if isinstance(block, Block)]
+        pairs = [cross.memory(condition) for cross in crosses if cross is not None]
         added = None
         if mask is not None and not bool(mask.all()):
             added = torch.zeros(mask.shape, dtype=condition.dtype, device=condition.device)
