@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped,unused-ignore]
 
 from specgen.codec.quantize import ResidualQuantizer
 from specgen.codec.seanet import SeanetDecoder, SeanetEncoder

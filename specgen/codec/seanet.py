@@ -27,7 +27,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, width, N]` to the same."""
         # The sum of two independent unit variances, brought back to one.
-        return (x + self.body(x)) * 2**-0.5
+        change: Tensor = self.body(x)
+        return (x + change) * 2**-0.5
 
 
 class SeanetEncoder(nn.Module):

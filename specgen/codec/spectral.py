@@ -35,7 +35,8 @@ class Transform(nn.Module):
     def forward(self, wav: Tensor) -> Tensor:
         """`wav [B, N]`, N a multiple of the hop, to complex `[B, N / hop, size / 2 + 1]`."""
         frames = F.pad(wav, (self.margin, self.margin)).unfold(-1, self.size, self.hop)
-        return torch.fft.rfft(frames * self.window)
+        spectrum: Tensor = torch.fft.rfft(frames * self.window)
+        return spectrum
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """Complex `[B, S, size / 2 + 1]` to `wav [B, S * hop]` by weighted overlap-add."""
@@ -69,7 +70,8 @@ class Block(nn.Module):
         mixed = padded[:, :frames] * self.depthwise[0]
         for i in range(1, self.kernel):
             mixed = mixed + padded[:, i : i + frames] * self.depthwise[i]
-        return x + self.gain * self.down(F.silu(self.up(self.norm(mixed))))
+        change: Tensor = self.gain * self.down(F.silu(self.up(self.norm(mixed))))
+        return x + change
 
 
 def variance_preserving(module: nn.Module) -> None:

@@ -176,7 +176,7 @@ class Trainer:
         )
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), recipe.clip_norm)
         self.optimizer.step()
         self.step += 1
@@ -373,7 +373,8 @@ def main(arguments: list[str]) -> None:
     """The command line in the module's docstring."""
     if arguments[:1] == ["tokenize"] and len(arguments) == 4:
         torch.set_num_threads(1)
-        tokenize_dataset(*(Path(argument) for argument in arguments[1:]))
+        codec_folder, data_folder, out_folder = map(Path, arguments[1:])
+        tokenize_dataset(codec_folder, data_folder, out_folder)
         return
     task = train_codec
     if arguments[:1] == ["export"]:

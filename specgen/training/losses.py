@@ -92,7 +92,6 @@ def log_mel_error(decoded: Tensor, original: Tensor, sample_rate: int) -> Tensor
     -80 dB (0 dB: a full-scale sine in one bin).
     """
     mel = LogMel(1024, 256, 80, sample_rate, 0.0)
-    decibels = [
-        (10 / math.log(10)) * mel(wav).clamp(min=math.log(1e-8)) for wav in (decoded, original)
-    ]
-    return (decibels[0] - decibels[1]).abs().mean((1, 2))
+    lowest = math.log(1e-8)
+    difference: Tensor = mel(decoded).clamp(min=lowest) - mel(original).clamp(min=lowest)
+    return (10 / math.log(10)) * difference.abs().mean((1, 2))
