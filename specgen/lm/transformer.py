@@ -7,6 +7,7 @@ once a prompt. One code path serves training (no cache), a one-token step and a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,11 @@ from torch.nn import functional as F
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 @dataclass
@@ -78,15 +83,13 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qkv[..., : config.dim], qkv[..., config.dim : config.dim + kv]
             qkv = torch.cat([self.q_norm(q), self.k_norm(k), qkv[..., config.dim + kv :]], dim=-1)
-        heads = qkv.view(N, n, -1, config.head_dim).transpose(
-            1, 2
-        )  # [N, heads + 2 kv_heads, n, hd]
+        # [N, heads + 2 kv_heads, n, head_dim]
+        heads = qkv.view(N, n, -1, config.head_dim).transpose(1, 2)
+        turned = config.heads + config.kv_heads
+        qk, v = heads[:, :turned], heads[:, turned:]
         if turn is not None:
-            turned = rotate(heads[:, : config.heads + config.kv_heads], turn)
-            q, k = turned.split([config.heads, config.kv_heads], dim=1)
-            v = heads[:, config.heads + config.kv_heads :]
-        else:
-            q, k, v = heads.split([config.heads, config.kv_heads, config.kv_heads], dim=1)
+            qk = rotate(qk, turn)
+        q, k = qk[:, : config.heads], qk[:, config.heads :]
         mask = None
         if cache is not None and span is not None:
             k, v = cache.write(layer, span, k, v)
