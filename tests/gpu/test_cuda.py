@@ -1,0 +1,94 @@
+"""What needs a CUDA card: the same tokens as the CPU in float64, and identity on the card itself."""
+
+import copy
+
+import pytest
+import torch
+
+from specgen.decoding.lane import Role
+from specgen.decoding.loop import Drafting, capacity, decode
+from specgen.decoding.noise import NoiseField, Purpose
+from specgen.decoding.sampling import Sampling
+from specgen.lm.config import LMConfig
+from specgen.lm.model import LMSession, MusicLM
+from specgen.patterns import PatternSpec
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+FLATTEN, DELAY = PatternSpec("flatten", 4), PatternSpec("delay", 4)
+FRAMES = [40, 23, 31]
+
+
+def model(seed: int, dtype: torch.dtype) -> MusicLM:
+    torch.manual_seed(seed)
+    config = LMConfig(4, 64, 64, 4, 2, 128, condition_dim=16, positions="rope")
+    lm = MusicLM(config).to(dtype).eval()
+    with torch.no_grad():
+        lm.heads.weight.mul_(3)
+    return lm
+
+
+def run(
+    verifier: MusicLM,
+    drafter: MusicLM | None,
+    device: str,
+    *,
+    verifier_pattern: PatternSpec = FLATTEN,
+    steps: int | None = 6,
+) -> list[torch.Tensor]:
+    torch.manual_seed(3)
+    condition = torch.randn(len(FRAMES), 5, 16, dtype=torch.float64)
+
+    def role(lm: MusicLM, pattern: PatternSpec) -> Role:
+        lm = copy.deepcopy(lm).to(device)
+        session = LMSession(
+            lm,
+            rows=len(FRAMES),
+            capacity=capacity(pattern, max(FRAMES)),
+            condition=condition.to(device, lm.dtype),
+            null=torch.zeros(1, 1, 16, device=device, dtype=lm.dtype),
+            guidance=2.0,
+        )
+        return Role(session, pattern)
+
+    decoded = decode(
+        role(verifier, verifier_pattern),
+        None if drafter is None else role(drafter, DELAY),
+        frames=FRAMES,
+        seeds=[5, 6, 7],
+        sampling=Sampling(1.0, 32),
+        drafting=Drafting(steps=steps),
+    )
+    return [codes.cpu() for codes in decoded.codes]
+
+
+def test_noise_is_the_same_bits_as_on_the_cpu() -> None:
+    def field(device: str) -> torch.Tensor:
+        made = NoiseField([9], [100], 4, 64, Purpose.TOKEN, torch.device(device))
+        return made.at([0, 0, 0], [(0, 0), (70, 3), (99, 1)]).cpu()
+
+    assert torch.equal(field("cuda"), field("cpu"))
+
+
+def test_float64_tokens_are_those_of_the_cpu() -> None:
+    verifier = model(0, torch.float64)
+    for there, here in zip(run(verifier, None, "cuda"), run(verifier, None, "cpu"), strict=True):
+        assert torch.equal(there, here)
+
+
+@pytest.mark.parametrize("pattern", [FLATTEN, DELAY], ids=["flatten", "delay"])
+@pytest.mark.parametrize("steps", [1, 4, 9, None])
+def test_speculative_tokens_are_the_verifiers_own(pattern: PatternSpec, steps: int | None) -> None:
+    verifier, drafter = model(0, torch.float64), model(1, torch.float64)
+    alone = run(verifier, None, "cuda", verifier_pattern=pattern)
+    drafted = run(verifier, drafter, "cuda", verifier_pattern=pattern, steps=steps)
+    assert all(torch.equal(a, b) for a, b in zip(alone, drafted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_mostly_agrees(dtype: torch.dtype) -> None:
+    """Near-ties may part the paths; a wrong cache or mask would part them in the first frames."""
+    verifier, drafter = model(0, dtype), model(1, dtype)
+    alone = run(verifier, None, "cuda")
+    drafted = run(verifier, drafter, "cuda")
+    assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(alone, drafted, strict=True))
