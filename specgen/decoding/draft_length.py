@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 MAX_STEPS = 48
 _PRIOR_JUDGED = 8.0  # weight of the prior acceptance, in judged steps
 _FORGET = 0.98
 
 
-@dataclass
 class Line:
-    """A running least-squares line cost = fixed + slope * size, older points weighing less."""
+    """A running least-squares line cost = fixed + slope * size, older points weighing less.
 
-    fixed: float
-    slope: float
-    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # n, x, y, xx, xy
+    It starts as a guess of the line's *shape*; the first measured cost sets its scale, and the guess
+    then fades as points come in.
+    """
 
-    def add(self, size: float, cost: float) -> None:
-        sums = [_FORGET * s for s in self._sums]
-        for i, value in enumerate((1.0, size, cost, size * size, size * cost)):
-            sums[i] += value
-        self._sums = sums
-        n, x, y, xx, xy = sums
-        spread = n * xx - x * x
-        if n < 3:
-            return
-        if spread > 1e-6 * n * n:
-            self.slope = max((n * xy - x * y) / spread, 0.0)
-        self.fixed = max((y - self.slope * x) / n, 1e-9)
+    def __init__(self, fixed: float, slope: float) -> None:
+        self.fixed, self.slope = fixed, slope
+        self._sums = [0.0] * 5  # n, x, y, xx, xy
+        self._measured = False
 
     def at(self, size: float) -> float:
         return self.fixed + self.slope * size
+
+    def add(self, size: float, cost: float) -> None:
+        """Take in a measured cost."""
+        if not self._measured:
+            self._measured = True
+            scale = cost / self.at(size)
+            for x in (1.0, 8.0, 16.0):
+                self._enter(x, scale * self.at(x))
+        self._sums = [_FORGET * s for s in self._sums]
+        self._enter(size, cost)
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x * x
+        if spread > 1e-6 * n * n:
+            self.slope = max((n * xy - x * y) / spread, 0.0)
+        self.fixed = max((y - self.slope * x) / n, 0.05 * y / n)
+
+    def _enter(self, size: float, cost: float) -> None:
+        for i, value in enumerate((1.0, size, cost, size * size, size * cost)):
+            self._sums[i] += value
 
 
 class FixedLength:
@@ -65,10 +73,11 @@ class AutoLength:
 
     def __init__(self, steps_a_draft_step: float, *, clocked: bool) -> None:
         self._clocked = clocked
+        self._scale: float | None = None
         self._accepted, self._judged = 0.65 * _PRIOR_JUDGED, _PRIOR_JUDGED
         # In units of a one-column verifier pass; the shape seen on CPUs at embedded sizes.
         self._verify = Line(0.9, 0.1)
-        self._draft_step = 0.35
+        self._draft_step = 0.25
         self._draft_steps = Line(1.0, 1.0 / steps_a_draft_step)
 
     def observe(
@@ -88,20 +97,19 @@ class AutoLength:
         self._draft_steps.add(length, draft_steps)
         if not self._clocked:
             return
+        if self._scale is None:
+            self._scale = verify_seconds / self._verify.at(columns)
+            self._draft_step *= self._scale
         self._verify.add(columns, verify_seconds)
         if draft_steps:
-            share = draft_seconds / draft_steps
-            seen = self._draft_step_seconds
-            self._draft_step_seconds = share if seen is None else 0.9 * seen + 0.1 * share
-
-    _draft_step_seconds: float | None = None
+            self._draft_step += 0.1 * (draft_seconds / draft_steps - self._draft_step)
 
     def choose(self) -> int:
+        """The draft length with the highest expected pace, in verifier steps."""
         rate = min(self._accepted / self._judged, 0.98)
-        draft_step = self._draft_step_seconds or self._draft_step
 
         def pace(m: int) -> float:
             committed = (1 - rate ** (m + 1)) / (1 - rate)
-            return committed / (self._verify.at(m + 1) + draft_step * self._draft_steps.at(m))
+            return committed / (self._verify.at(m + 1) + self._draft_step * self._draft_steps.at(m))
 
         return max(range(1, MAX_STEPS + 1), key=pace)
