@@ -17,7 +17,7 @@ def nearest(vectors: Tensor, entries: Tensor) -> Tensor:
 
 
 def k_means(vectors: Tensor, card: int, rounds: int, generator: torch.Generator) -> Tensor:
-    """`card` centres `[card, D]` of `vectors [N, D]`; an empty cluster restarts at a random vector."""
+    """`card` centres `[card, D]` of `vectors [N, D]`; empty clusters restart at random."""
     order = torch.randperm(len(vectors), generator=generator)
     centres = vectors[order[torch.arange(card) % len(vectors)]].clone()
     for _ in range(rounds):
@@ -32,7 +32,7 @@ def k_means(vectors: Tensor, card: int, rounds: int, generator: torch.Generator)
 
 
 class ResidualQuantizer(nn.Module):
-    """`codebooks` codebooks of `card` entries of `dim` numbers, each coding what the last left over.
+    """`codebooks` codebooks of `card` entries of `dim` numbers, each coding what is left over.
 
     In training mode the entries follow the data (call `adapt` with what `forward` returned);
     gradients pass straight through to the encoder.

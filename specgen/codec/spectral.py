@@ -50,7 +50,7 @@ class Transform(nn.Module):
 
 
 class Block(nn.Module):
-    """ConvNeXt block, channels last: depthwise convolution over frames, then a wide pointwise net."""
+    """ConvNeXt block, channels last: depthwise convolution over frames, then two pointwise."""
 
     def __init__(self, width: int, kernel: int, hidden: int, gain: float) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ from specgen.training.losses import SpectralLoss, log_mel_error, si_sdr, wavefor
 
 @dataclass
 class CodecRecipe:
-    """A training run. It ends after `minutes` of training or `steps` updates, whichever is first."""
+    """A training run, over after `minutes` of training or `steps` updates, whichever is first."""
 
     codec: CodecConfig = field(default_factory=CodecConfig)
     data: str = "runs/data"
@@ -238,15 +238,18 @@ class Trainer:
         self.work.mkdir(parents=True, exist_ok=True)
         saved = validated = self.seconds
         sums: dict[str, float] = {}
+        summed = 0
         with (self.work / "log.jsonl").open("a", buffering=1) as log:
             while self.progress < 1.0:
                 began = time.perf_counter()
                 for key, value in self.update().items():
-                    sums[key] = sums.get(key, 0.0) + value / recipe.log_every
+                    sums[key] = sums.get(key, 0.0) + value
+                summed += 1
                 self.seconds += time.perf_counter() - began
                 if self.step % recipe.log_every == 0:
-                    log.write(self._line({**sums, "learning_rate": self.learning_rate()}))
-                    sums = {}
+                    means = {key: value / summed for key, value in sums.items()}
+                    log.write(self._line({**means, "learning_rate": self.learning_rate()}))
+                    sums, summed = {}, 0
                 if self.seconds - saved > 60 * recipe.save_every_minutes:
                     self.save()
                     saved = self.seconds

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def mel_filters(bins: int, mels: int, sample_rate: int) -> Tensor:
-    """Triangular filters `[bins, mels]`, evenly spaced in mel (O'Shaughnessy 1987), each summing to 1.
+    """Triangular filters `[bins, mels]`, each summing to 1, even in mel (O'Shaughnessy 1987).
 
     A filter narrower than the bins takes the bin nearest its centre.
     """
@@ -88,8 +88,8 @@ def si_sdr(decoded: Tensor, original: Tensor) -> Tensor:
 def log_mel_error(decoded: Tensor, original: Tensor, sample_rate: int) -> Tensor:
     """Mean absolute log-mel difference in dB: `[B, N]` twice to `[B]`.
 
-    80 mel bands to half the sample rate, Hann window of 1024 samples, hop 256, both sides floored at
-    -80 dB (0 dB: a full-scale sine in one bin).
+    80 mel bands to half the sample rate, Hann window of 1024 samples, hop 256, both sides floored
+    at -80 dB (0 dB: a full-scale sine in one bin).
     """
     mel = LogMel(1024, 256, 80, sample_rate, 0.0)
     lowest = math.log(1e-8)
