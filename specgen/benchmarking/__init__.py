@@ -1,0 +1,1 @@
+"""How fast, and how sure of it: timing, rows of one schema, tables."""

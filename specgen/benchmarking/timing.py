@@ -1,0 +1,125 @@
+"""Timing sides against each other: warm-up, alternation, medians, and signs of a busy machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Key = TypeVar("Key")
+
+OUTLIER = 3.5  # modified z-score (Iglewicz and Hoaglin 1993) from which a sample is an outlier
+BUSY = 1.1  # wall time over process time from which one thread was not alone
+
+
+@dataclass
+class Samples:
+    """Seconds of one side's runs, in the order they were taken.
+
+    Attributes:
+        wall: by the clock.
+        cpu: of this process, all threads; what a busy machine cannot stretch much.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """The `seconds` of a row: median, min, max, samples."""
+        return {
+            "median": statistics.median(self.wall),
+            "min": min(self.wall),
+            "max": max(self.wall),
+            "samples": list(self.wall),
+        }
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.wall)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu)
+
+
+def alternate(
+    sides: Mapping[Key, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    before: Callable[[Key, int], None] | None = None,
+) -> dict[Key, Samples]:
+    """Run every side in turn, `repeats` times round, so that a drift of the machine meets all alike.
+
+    Every other round runs in reverse order, so that no side always follows the same neighbour.
+
+    Args:
+        sides: what to run.
+        repeats: timed rounds.
+        warmup: rounds before them, not timed.
+        before: told the side and the round (negative while warming up) before each run.
+
+    Raises:
+        ValueError: nothing to repeat.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats must be at least 1 and warm-up 0 or more: {repeats}, {warmup}")
+    samples = {key: Samples() for key in sides}
+    order = list(sides)
+    for turn in range(-warmup, repeats):
+        for key in order if turn % 2 == 0 else reversed(order):
+            if before is not None:
+                before(key, turn)
+            cpu, wall = time.process_time(), time.perf_counter()
+            sides[key]()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if turn >= 0:
+                samples[key].wall.append(wall)
+                samples[key].cpu.append(cpu)
+    return samples
+
+
+def ratio(reference: list[float], row: list[float]) -> tuple[float, float | None]:
+    """How many times faster the row's median is than the reference's, and the standard error.
+
+    The error propagates both sides' standard deviations of the mean; None for a single run.
+    """
+    value = statistics.median(reference) / statistics.median(row)
+    if min(len(reference), len(row)) < 2:
+        return value, None
+    parts = (_relative_error(side) for side in (reference, row))
+    return value, value * math.hypot(*parts)
+
+
+def _relative_error(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) / statistics.fmean(values)
+
+
+def outliers(values: list[float]) -> list[int]:
+    """Places of samples far from the median, by the modified z-score; none if all agree."""
+    middle = statistics.median(values)
+    spread = statistics.median(abs(v - middle) for v in values)
+    # A spread of nothing would make every second sample an outlier: 2 % is noise anywhere.
+    scale = max(spread / 0.6745, 0.02 * middle)
+    return [i for i, v in enumerate(values) if abs(v - middle) > OUTLIER * scale]
+
+
+def warnings(label: str, samples: Samples, threads: int) -> list[str]:
+    """What makes a row's times doubtful, in words."""
+    said = []
+    far = outliers(samples.wall)
+    if far:
+        worst = max((samples.wall[i] for i in far), key=lambda v: abs(v - samples.median))
+        said.append(
+            f"{label}: {len(far)} of {len(samples.wall)} runs are outliers "
+            f"({worst:.3f} s beside a median of {samples.median:.3f} s)"
+        )
+    if threads == 1 and samples.median > BUSY * samples.cpu_median:
+        said.append(
+            f"{label}: the clock ran {samples.median / samples.cpu_median:.2f} times as long as the "
+            "process: the machine was busy with something else"
+        )
+    return said
