@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def draw_spectrograms(codec: EmbeddedCodec, wavs: Tensor, names: list[str], pict
 
 
 @torch.inference_mode()
-def report(codec_folder: Path, data: Path, log: Path, pictures: Path) -> dict[str, object]:
+def report(codec_folder: Path, data: Path, log: Path, pictures: Path) -> dict[str, Any]:
     """Draw `codec-loss.png` and `codec-spectrograms.png`; return the held-out figures."""
     codec = load_codec(codec_folder)
     pictures.mkdir(parents=True, exist_ok=True)

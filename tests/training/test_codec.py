@@ -17,6 +17,7 @@ from specgen.training.codec import (
     tokenize_dataset,
     train_codec,
 )
+from specgen.training.codec_report import report
 from specgen.training.losses import LogMel, log_mel_error, mel_filters, si_sdr, waveform_loss
 
 SECONDS = 11
@@ -114,6 +115,18 @@ def test_every_item_becomes_tokens(tones: Path, tmp_path: Path) -> None:
         wav = items.clip(i, 0, items.rows[i]["length"])
         grid = codes[row["offset"] : row["offset"] + row["length"]]
         assert np.mean(codec.encode(wav[None, None])[0].T.numpy() == grid) > 0.999
+
+
+def test_the_report_draws_and_measures(tones: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    train_codec(recipe(tones, tmp_path, steps=14))
+    pictures = tmp_path / "pictures"
+    figures = report(tmp_path / "export", tones, tmp_path / "run" / "log.jsonl", pictures)
+    names = sorted(path.name for path in pictures.iterdir())
+    assert names == ["codec-loss.png", "codec-spectrograms.png"]
+    assert figures["bytes"] == (tmp_path / "export" / "model.safetensors").stat().st_size
+    assert len(figures["repeated_share"]) == 4
+    assert json.loads(json.dumps(figures)) == figures
 
 
 def test_crops_start_on_frames_and_depend_on_the_generator_alone(tones: Path) -> None:
