@@ -1,0 +1,114 @@
+"""Plain data from YAML into dataclasses, strictly: unknown, missing or ill-typed keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from specgen.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds (plain scalars, lists, mappings: no tags, no interpolation).
+
+    Raises:
+        UserError: missing or unreadable file, or something else than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the path") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not readable YAML ({reason}): mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of names to values: mend the file")
+    return {str(key): value for key, value in values.items()}
+
+
+def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build a dataclass (of dataclasses, tuples, mappings and scalars) from plain data.
+
+    Args:
+        cls: the dataclass.
+        values: one value a field; fields with a default may be left out.
+        where: what the values are, for messages, such as a file's path.
+
+    Raises:
+        UserError: unknown or missing keys, wrong types, or values the dataclass refuses.
+    """
+    built = _read(cls, values, where)
+    assert isinstance(built, cls)
+    return built
+
+
+def to_plain(value: Any) -> Any:
+    """The inverse of `from_plain`: dataclasses as mappings, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(one) for one in value]
+    return value
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        options = [one for one in arguments if one is not type(None)]
+        return _read(options[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_read(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {
+            _read(arguments[0], key, f"{where} key"): _read(arguments[1], one, f"{where}.{key}")
+            for key, one in value.items()
+        }
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise UserError(f"{where} must be of type {name}, got {value!r:.60}: mend the value")
+
+
+def _read_dataclass(cls: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a mapping, got {value!r:.60}: mend the value")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = [str(key) for key in value if key not in fields]
+    if unknown:
+        known = ", ".join(fields)
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known keys: {known}")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in value
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{where}: key {missing[0]!r} is missing: add it")
+    hints = typing.get_type_hints(cls)
+    arguments = {name: _read(hints[name], one, f"{where}: {name}") for name, one in value.items()}
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}: mend the value") from None

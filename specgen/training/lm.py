@@ -1,0 +1,412 @@
+"""Training a text-conditioned language model over codec tokens.
+
+    python -m specgen.training.lm presets/train/base-delay.yaml [key=value ...]
+
+The run is budgeted in minutes of training time; its schedule follows the clock, so that it lands on
+a rate of zero when the time is up. It saves every few minutes, resumes from what it saved, and
+exports its averaged weights as a checkpoint folder each time, so that others can use it meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from specgen.checkpoints.native import (
+    WEIGHTS_NAME,
+    CodecId,
+    LMCheckpoint,
+    file_sha256,
+    load_lm,
+    read_tensors,
+    save_lm,
+)
+from specgen.checkpoints.plain import from_plain, to_plain
+from specgen.errors import UserError
+from specgen.lm.conditioning import WordEncoder, WordEncoderConfig, close_synonyms
+from specgen.lm.config import LMConfig
+from specgen.lm.model import MusicLM
+from specgen.patterns import PatternSpec
+from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
+from specgen.training.objective import losses, unigram_entropy
+from specgen.training.optimise import Average, adamw, initialise, rate_at, set_rate
+
+
+@dataclass(frozen=True)
+class LMRecipe:
+    """A training run. It ends after `minutes` of training or `steps` updates, whichever is first.
+
+    Attributes:
+        name: of the checkpoint.
+        lm, pattern: the model and its codebook pattern.
+        tokens: folder of the tokenised data set; `codec`: the checkpoint folder that made it.
+        work: folder of the run's state and log; `export`: the checkpoint folder it writes.
+        init: checkpoint folder to start from (its vocabulary too), if any.
+        teacher: checkpoint folder whose distributions are learnt, if any.
+        distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
+        encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
+        batch, crop_frames: crops a step and their length, and `long_batch`, `long_frames` in the
+            last `long_share` of the run.
+        embedding_scale: how much faster the token embeddings learn.
+        average: decay of the averaged weights.
+        max_frames: longest piece the model is good for.
+    """
+
+    name: str
+    lm: LMConfig
+    pattern: PatternSpec
+    work: str
+    export: str
+    tokens: str = "runs/tokens"
+    codec: str = "specgen/checkpoints/embedded/codec"
+    init: str | None = None
+    teacher: str | None = None
+    distill_weight: float = 0.0
+    encoder_layers: int = 1
+    encoder_kernel: int = 5
+    max_words: int = 64
+    seed: int = 1
+    minutes: float = 15.0
+    steps: int = 1_000_000
+    batch: int = 8
+    crop_frames: int = 200
+    long_batch: int = 3
+    long_frames: int = 500
+    long_share: float = 0.15
+    start_share: float = 0.4
+    condition_dropout: float = 0.1
+    word_dropout: float = 0.05
+    learning_rate: float = 2e-3
+    embedding_scale: float = 1.0
+    warmup: int = 40
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    average: float = 0.98
+    max_frames: int = 600
+    log_every: int = 20
+    save_every_minutes: float = 2.0
+    validate_every_minutes: float = 3.0
+    validation_crops: int = 24
+    validation_frames: int = 200
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pattern.codebooks != self.lm.codebooks:
+            raise ValueError("lm and pattern do not have the same number of codebooks")
+        if self.distill_weight and self.teacher is None:
+            raise ValueError("distill_weight needs a teacher")
+        if not 0 <= self.distill_weight <= 1:
+            raise ValueError(f"distill_weight must be from 0 to 1, got {self.distill_weight}")
+
+
+def codec_id(folder: Path) -> CodecId:
+    """Identity of a codec checkpoint folder.
+
+    Raises:
+        UserError: it has no readable configuration or no weights.
+    """
+    from specgen.codec.embedded import CONFIG_NAME, read_config
+
+    config = read_config(folder / CONFIG_NAME)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise UserError(f"codec weights {weights} are missing: train the codec first")
+    rate = config.sample_rate / config.frame_size
+    fingerprint = file_sha256(weights)
+    return CodecId(config.sample_rate, rate, config.codebooks, config.card, fingerprint)
+
+
+def fresh_model(recipe: LMRecipe, items: TokenItems) -> LMCheckpoint:
+    """The recipe's model with fresh weights, its vocabulary read from the items' captions."""
+    from specgen.training.data.captions import synonyms
+
+    vocabulary = tuple(items.vocabulary())
+    words = WordEncoderConfig(
+        vocabulary=vocabulary,
+        synonyms=close_synonyms(synonyms(), vocabulary),
+        dim=recipe.lm.condition_dim,
+        layers=recipe.encoder_layers,
+        kernel=recipe.encoder_kernel,
+        max_words=recipe.max_words,
+    )
+    torch.manual_seed(recipe.seed)
+    lm, conditioner = MusicLM(recipe.lm), WordEncoder(words)
+    initialise(lm, recipe.lm.layers)
+    codec = codec_id(Path(recipe.codec))
+    return LMCheckpoint(recipe.name, lm, conditioner, recipe.pattern, codec, recipe.max_frames)
+
+
+def inherit(recipe: LMRecipe, parent: LMCheckpoint) -> LMCheckpoint:
+    """The recipe's model with the weights of another of the same shape.
+
+    Between different patterns the special token changes its part (in `flatten` three of the four
+    places of every column hold it): it starts as the mean of its codebook's embeddings, so that the
+    layers above see columns like those they know.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    if parent.lm.config != recipe.lm:
+        raise UserError(f"recipe {recipe.name}: init {recipe.init} is a model of another shape")
+    parent.lm.requires_grad_(True).train()
+    parent.conditioner.requires_grad_(True).train()
+    if parent.pattern != recipe.pattern:
+        tables = parent.lm.embedding.weight.data.view(recipe.lm.codebooks, recipe.lm.card + 1, -1)
+        tables[:, -1] = tables[:, :-1].mean(dim=1)
+    codec = codec_id(Path(recipe.codec))
+    return replace(
+        parent, name=recipe.name, pattern=recipe.pattern, codec=codec, training={}, sha256=""
+    )
+
+
+class Trainer:
+    """One run's state: the model, its optimiser and average, the step and the seconds spent."""
+
+    def __init__(self, recipe: LMRecipe) -> None:
+        self.recipe = recipe
+        self.work = Path(recipe.work)
+        self.items = TokenItems(Path(recipe.tokens), "train")
+        self.held_out = TokenItems(Path(recipe.tokens), "valid")
+        self.model = (
+            fresh_model(recipe, self.items)
+            if recipe.init is None
+            else inherit(recipe, load_lm(Path(recipe.init)))
+        )
+        self.teacher = None if recipe.teacher is None else load_lm(Path(recipe.teacher))
+        modules = (self.model.lm, self.model.conditioner)
+        self.optimizer = adamw(
+            modules, recipe.learning_rate, recipe.weight_decay, recipe.embedding_scale
+        )
+        self.average = Average(modules, recipe.average)
+        self.unigram = unigram_entropy(self.held_out, self.items, recipe.lm.card)
+        self.figures: dict[str, Any] = {}
+        self.step = 0
+        self.seconds = 0.0
+        self.heard = 0.0  # seconds of audio trained on
+        self.resume()
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget used, in [0, 1]."""
+        recipe = self.recipe
+        return min(1.0, max(self.step / recipe.steps, self.seconds / (60 * recipe.minutes)))
+
+    def crops(self) -> list[Crop]:
+        """This step's crops: a function of the seed and the step (and of the phase of the run)."""
+        recipe = self.recipe
+        late = self.progress >= 1 - recipe.long_share
+        style = CropStyle(
+            count=recipe.long_batch if late else recipe.batch,
+            frames=recipe.long_frames if late else recipe.crop_frames,
+            start_share=recipe.start_share,
+            condition_dropout=recipe.condition_dropout,
+            word_dropout=recipe.word_dropout,
+        )
+        return draw_crops(self.items, style, np.random.default_rng([recipe.seed, self.step]))
+
+    def update(self) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
+        recipe, model = self.recipe, self.model
+        crops = self.crops()
+        entropies, divergence = losses(model, self.items, crops, self.teacher)
+        share = recipe.distill_weight
+        loss = (1 - share) * entropies.mean() + share * divergence
+        rate = recipe.learning_rate * rate_at(self.progress, self.step, recipe.warmup)
+        set_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.step)
+        self.heard += sum(crop.frames for crop in crops) / self.model.codec.frame_rate
+        figures = {"loss": float(entropies.detach().mean())}
+        return figures | ({"divergence": float(divergence.detach())} if self.teacher else {})
+
+    def run(self) -> LMCheckpoint:
+        """Train to the end of the budget, logging to `log.jsonl`; returns the averaged model."""
+        recipe = self.recipe
+        self.work.mkdir(parents=True, exist_ok=True)
+        saved = validated = self.seconds
+        sums: dict[str, float] = {}
+        with (self.work / "log.jsonl").open("a", buffering=1) as log:
+            while self.progress < 1.0:
+                began = time.perf_counter()
+                for key, value in self.update().items():
+                    sums[key] = sums.get(key, 0.0) + value / recipe.log_every
+                self.seconds += time.perf_counter() - began
+                if self.step % recipe.log_every == 0:
+                    speed = self.heard / self.seconds
+                    log.write(self._line({**sums, "audio_seconds_per_second": speed}))
+                    sums = {}
+                if self.seconds - validated > 60 * recipe.validate_every_minutes:
+                    log.write(self._line(self.validate()))
+                    validated = self.seconds
+                if self.seconds - saved > 60 * recipe.save_every_minutes:
+                    self.save()
+                    saved = self.seconds
+            log.write(self._line(self.validate()))
+        self.save()
+        self.average.swap()
+        return self.model
+
+    def _line(self, values: Mapping[str, Any]) -> str:
+        row = {"step": self.step, "seconds": round(self.seconds, 1), "heard": round(self.heard)}
+        return json.dumps({**row, **_rounded(values)}) + "\n"
+
+    def validate(self) -> dict[str, Any]:
+        """Held-out cross-entropy of the averaged weights, beside the unigram entropy, in nats."""
+        began = time.perf_counter()
+        self.average.swap()
+        entropies = held_out_entropy(
+            self.model, self.held_out, self.recipe.validation_crops, self.recipe.validation_frames
+        )
+        self.average.swap()
+        self.figures = {
+            "held_out_nats": entropies,
+            "held_out_mean_nats": sum(entropies) / len(entropies),
+            "unigram_nats": self.unigram,
+        }
+        self.seconds += time.perf_counter() - began
+        return self.figures
+
+    def save(self) -> None:
+        """Write the run's state, so that an interruption leaves a matching pair, and the export."""
+        names = self._names()
+        tensors = {f"now.{name}": value for name, value in names.items()}
+        mean = zip(names, self.average.values, strict=True)
+        tensors |= {f"mean.{name}": value for name, value in mean}
+        name = f"weights-{self.step}.safetensors"
+        self.work.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach() for k, v in tensors.items()}, self.work / (name + ".tmp"))
+        os.replace(self.work / (name + ".tmp"), self.work / name)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "heard": self.heard,
+            "weights": name,
+            "lm": to_plain(self.recipe.lm),
+            "pattern": to_plain(self.recipe.pattern),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, self.work / "state.pt.tmp")
+        os.replace(self.work / "state.pt.tmp", self.work / "state.pt")
+        for old in self.work.glob("weights-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+        self.export()
+
+    def export(self) -> None:
+        """Write the averaged weights as a checkpoint folder, with what a model card needs."""
+        self.model.training = {
+            "recipe": _card(self.recipe),
+            "steps": self.step,
+            "training_seconds": round(self.seconds),
+            "audio_seconds": round(self.heard),
+            **_rounded(self.figures),
+        }
+        self.average.swap()
+        save_lm(self.model, Path(self.recipe.export))
+        self.average.swap()
+
+    def resume(self) -> None:
+        """Continue from the work folder, if a run was saved there.
+
+        Raises:
+            UserError: it holds the run of another model.
+        """
+        path = self.work / "state.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        shape = (to_plain(self.recipe.lm), to_plain(self.recipe.pattern))
+        if (state["lm"], state["pattern"]) != shape:
+            raise UserError(f"{path} is a run of another model: choose another work folder")
+        tensors = read_tensors(self.work / state["weights"])
+        with torch.no_grad():
+            for (name, value), mean in zip(self._names().items(), self.average.values, strict=True):
+                value.copy_(tensors[f"now.{name}"])
+                mean.copy_(tensors[f"mean.{name}"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.heard = state["step"], state["seconds"], state["heard"]
+
+    def _names(self) -> dict[str, Tensor]:
+        modules = (("lm", self.model.lm), ("conditioner", self.model.conditioner))
+        return {f"{p}.{name}": v for p, module in modules for name, v in module.named_parameters()}
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    def one(value: Any) -> Any:
+        return [round(v, 5) for v in value] if isinstance(value, list) else round(value, 5)
+
+    return {key: one(value) for key, value in values.items()}
+
+
+def _card(recipe: LMRecipe) -> dict[str, Any]:
+    names = ("init", "teacher", "distill_weight", "minutes", "seed", "batch", "crop_frames")
+    return {name: getattr(recipe, name) for name in (*names, "learning_rate")}
+
+
+def held_out_crops(items: TokenItems, count: int, frames: int) -> list[Crop]:
+    """Fixed crops spread over a split's items, with captions, half of them from the items' starts."""
+    crops = []
+    for i, row in enumerate(np.linspace(0, len(items.rows) - 1, count).astype(int).tolist()):
+        item = items.rows[row]
+        size = min(frames, item["length"])
+        start = 0 if i % 2 else (item["length"] - size) // 2
+        crops.append(Crop(row, start, size, item["captions"][i % len(item["captions"])]))
+    return crops
+
+
+@torch.inference_mode()
+def held_out_entropy(
+    model: LMCheckpoint, items: TokenItems, count: int, frames: int
+) -> list[float]:
+    """Cross-entropy of each codebook, in nats, on `count` fixed crops of `frames` frames."""
+    crops = held_out_crops(items, count, frames)
+    parts = [losses(model, items, [crop])[0] for crop in crops]
+    return [float(value) for value in torch.stack(parts).mean(dim=0)]
+
+
+def train_lm(recipe: Mapping[str, Any]) -> None:
+    """Train (or go on training) the recipe's model and write its checkpoint folder.
+
+    Raises:
+        UserError: a wrong recipe, or inputs that are missing or do not fit.
+    """
+    settings = from_plain(LMRecipe, recipe, f"recipe {recipe.get('name', 'lm')}")
+    torch.set_num_threads(settings.threads)
+    Trainer(settings).run()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line in the module's docstring; returns the exit code."""
+    from specgen.training.recipes import load_recipe
+
+    try:
+        if not arguments:
+            raise UserError("name a recipe, as in: python -m specgen.training.lm RECIPE.yaml")
+        kind, values = load_recipe(Path(arguments[0]), arguments[1:])
+        if kind != "lm":
+            raise UserError(f"{arguments[0]} is a recipe of kind {kind}: this command trains an lm")
+        train_lm(values)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
