@@ -1,0 +1,85 @@
+"""The application: its commands, and what every error becomes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from specgen import __version__
+from specgen.cli import generate, presets, train
+from specgen.errors import UserError
+
+# typer carries its own copy of click in some versions; its base error is found through its heirs.
+UsageError: type[Exception] = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)
+
+app = typer.Typer(
+    name="specgen",
+    help="Make music from text, faster than the model alone and with the very same notes.",
+    epilog="Any command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.generate)
+app.command("train")(train.train)
+app.add_typer(presets.app, name="presets")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"specgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; returns its exit code.
+
+    0 all done; 1 some clips failed; 2 something the user can mend, one line on stderr; 130
+    interrupted.
+    """
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = typer.main.get_command(app).main(arguments, "specgen", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("specgen: interrupted; finished clips are kept", file=sys.stderr)
+        return 130
+    except UserError as error:
+        message = str(error)
+    except UsageError as error:
+        message = f"{getattr(error, 'message', error)} See specgen --help."
+    except BrokenPipeError:
+        return 1
+    if debug:
+        traceback.print_exc()
+    print(f"specgen: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """The `specgen` command."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""`specgen train`: run a training recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specgen import config
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's path, or the name of one in presets/train.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value pairs that override the recipe.")
+    ] = None,
+) -> None:
+    """Run a training recipe: the data set, the codec, or a language model."""
+    from specgen.training.recipes import run_recipe
+
+    path = Path(recipe)
+    named = config.presets_folder() / "train" / f"{recipe}.yaml"
+    if not path.exists() and named.is_file():
+        path = named
+    run_recipe(path, overrides or [])
