@@ -1,0 +1,59 @@
+# `make demo` and `make test` do all their own set-up: Python 3.11, make and the package registry
+# are enough. torch is pinned in constraints.txt, so that pip takes the CPU build where one is offered.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint types unit bench bench-gpu train-embedded peers clean
+
+# The stamps say what is installed: the program, the test tools, the reference implementation.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e .[test]
+	$(PIP) -c constraints.txt --no-deps audiocraft
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e .[train]
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/specgen generate "a lively jig in D major on the violin" --seed 7 --duration 10 \
+		--out demo/jig.wav --overwrite
+
+test: lint types unit
+
+lint: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.tests
+	$(BIN)/mypy
+
+unit: $(VENV)/.tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The table of docs/benchmarks.md, on this machine.
+bench: $(VENV)/.tests
+	$(BIN)/specgen bench --output-file docs/benchmarks/cpu.json
+
+# On a CUDA machine with torch and this checkout; needs no network.
+bench-gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu
+	PYTHONPATH=. $(PYTHON) -m specgen.cli.app bench --device cuda --output-file docs/benchmarks/gpu.json
+
+# Data, codec, tokens, language models: hours. Debian: apt-get install abcmidi fluidsynth fluid-soundfont-gm
+train-embedded: $(VENV)/.train
+	$(BIN)/python -m specgen.training.embedded
+
+# audiocraft, without what it pins (docs/dependencies.md).
+peers: $(VENV)/.tests
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
