@@ -33,7 +33,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class CodecId:
-    """Which codec a model's tokens belong to; `fingerprint` is the sha256 of its safetensors file."""
+    """Which codec tokens belong to; `fingerprint` is the sha256 of its safetensors file."""
 
     sample_rate: int
     frame_rate: float
@@ -100,6 +100,23 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def codec_id(folder: Path) -> CodecId:
+    """Identity of a codec checkpoint folder.
+
+    Raises:
+        UserError: it has no readable configuration or no weights.
+    """
+    from specgen.codec.embedded import read_config as read_codec_config
+
+    config = read_codec_config(folder / CONFIG_NAME)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise UserError(f"codec weights {weights} are missing: train or fetch the codec")
+    rate = config.sample_rate / config.frame_size
+    fingerprint = file_sha256(weights)
+    return CodecId(config.sample_rate, rate, config.codebooks, config.card, fingerprint)
 
 
 def read_config(folder: Path) -> NativeConfig:

@@ -1,4 +1,4 @@
-"""Plain data from YAML into dataclasses, strictly: unknown, missing or ill-typed keys are errors."""
+"""Plain data from YAML into dataclasses; unknown, missing or ill-typed keys are errors."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def split_words(text: str) -> list[str]:
 
 
 class Words(NamedTuple):
-    """A prompt as the encoder reads it: the `ids` of known words in order, and the `unknown` ones."""
+    """A prompt as the encoder reads it: `ids` of known words in order, and `unknown` ones."""
 
     ids: list[int]
     unknown: list[str]
@@ -70,7 +70,7 @@ class WordEncoderConfig:
 
 
 class Neighbours(nn.Module):
-    """One residual block: a convolution over `kernel` neighbouring words, then GELU and a projection."""
+    """A residual block: convolution over `kernel` neighbouring words, GELU, projection."""
 
     def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class WordEncoder(nn.Module):
         self._ids = {word: i for i, word in enumerate(config.vocabulary)}
 
     def find(self, word: str) -> int | None:
-        """Id of a lower-case word: itself, its synonym, or its singular or plural; None if unknown."""
+        """Id of a lower-case word, its synonym, its singular or its plural; None if unknown."""
         forms = [word, word + "s"]
         forms += [word[: -len(end)] + new for end, new in _PLURALS if word.endswith(end)]
         for form in forms:
@@ -131,7 +131,7 @@ class WordEncoder(nn.Module):
         )
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Condition vectors `[B, L, dim]` of word ids `[B, L]`; `mask [B, L]` bool marks real words."""
+        """Vectors `[B, L, dim]` of word ids `[B, L]`; `mask [B, L]` bool marks real words."""
         real = mask[..., None].to(self.embedding.weight.dtype)
         x = self.embedding(ids)
         for block in self.blocks:
@@ -186,7 +186,7 @@ _PLURALS = (("s", ""), ("es", ""), ("ies", "y"))
 
 
 def close_synonyms(synonyms: Mapping[str, str], vocabulary: Sequence[str]) -> dict[str, str]:
-    """The synonyms that lead into the vocabulary, chains resolved, words of the vocabulary left out."""
+    """The synonyms that lead into the vocabulary, chains resolved, known words left out."""
     known = set(vocabulary)
     closed: dict[str, str] = {}
     for word in synonyms:

@@ -29,7 +29,7 @@ from specgen.training.objective import grid_logits
 
 @dataclass(frozen=True)
 class Guided:
-    """A model's logits on the same coordinates with its condition and without, `[K, M, card]` each."""
+    """A model's logits with its condition and without, `[K, M, card]` each."""
 
     conditional: Tensor
     null: Tensor
@@ -56,7 +56,9 @@ class Estimate:
 
 
 def coupled_acceptance(target: Tensor, draft: Tensor) -> Tensor:
-    """P(argmax(log p + g) == argmax(log q + g)) for Gumbel noise g: sum_i 1 / sum_j max(p_j/p_i, q_j/q_i).
+    """P(argmax(log p + g) == argmax(log q + g)) for Gumbel noise g.
+
+    It is sum_i 1 / sum_j max(p_j/p_i, q_j/q_i).
 
     With entries sorted by p/q, those above i contribute p_j/p_i and the others q_j/q_i, so two
     running sums suffice.
@@ -130,7 +132,7 @@ def teacher_forced(
 def table(estimates: Sequence[Estimate]) -> str:
     """A Markdown table, one line a setting."""
     lines = [
-        "| T | cfg | draft cfg | draft temperatures | coupled, by codebook | mean | textbook | mean |",
+        "| T | cfg | draft cfg | draft T | coupled, by codebook | mean | textbook | mean |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in estimates:

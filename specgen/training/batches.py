@@ -48,7 +48,9 @@ class TokenItems:
     def __init__(self, folder: Path, split: str) -> None:
         codes, index = folder / "codes.npy", folder / "index.jsonl"
         if not codes.is_file() or not index.is_file():
-            raise UserError(f"{folder} holds no tokens (codes.npy, index.jsonl): tokenize a data set")
+            raise UserError(
+                f"{folder} holds no tokens (codes.npy, index.jsonl): tokenize a data set"
+            )
         self.codes = np.load(codes, mmap_mode="r")
         rows = [json.loads(line) for line in index.read_text().splitlines() if line]
         self.rows: list[dict[str, Any]] = [row for row in rows if row["split"] == split]
@@ -62,7 +64,9 @@ class TokenItems:
 
     def vocabulary(self) -> list[str]:
         """Every word of the split's captions, sorted."""
-        return sorted({w for row in self.rows for text in row["captions"] for w in split_words(text)})
+        return sorted(
+            {w for row in self.rows for text in row["captions"] for w in split_words(text)}
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class CropStyle:
 
 
 def draw_crops(items: TokenItems, style: CropStyle, rng: np.random.Generator) -> list[Crop]:
-    """A batch of crops; items shorter than a crop are taken whole, if all of the batch are equal."""
+    """A batch of crops; every item must be long enough (else `UserError`)."""
     crops = []
     for row in rng.integers(len(items.rows), size=style.count).tolist():
         item = items.rows[row]

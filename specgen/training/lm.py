@@ -24,10 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specgen.checkpoints.native import (
-    WEIGHTS_NAME,
-    CodecId,
     LMCheckpoint,
-    file_sha256,
+    codec_id,
     load_lm,
     read_tensors,
     save_lm,
@@ -40,7 +38,22 @@ from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
 from specgen.training.objective import losses, unigram_entropy
-from specgen.training.optimise import Average, adamw, initialise, rate_at, set_rate
+from specgen.training.optimise import Average, initialise, optimizers, rate_at, set_rate
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run, up to the share `until` of its budget: `batch` crops of `frames` frames.
+
+    Short crops first: attention is cheaper, and most of what is learnt early is near.
+    """
+
+    until: float
+    batch: int
+    frames: int
+
+
+PHASES = (Phase(0.45, 6, 100), Phase(0.85, 4, 200), Phase(1.0, 2, 500))
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,12 @@ class LMRecipe:
         teacher: checkpoint folder whose distributions are learnt, if any.
         distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
         encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
-        batch, crop_frames: crops a step and their length, and `long_batch`, `long_frames` in the
-            last `long_share` of the run.
-        embedding_scale: how much faster the token embeddings learn.
+        phases: length and number of the crops, part by part of the run.
+        start_share: share of crops that begin their item; `condition_dropout`: of crops that see
+            the null condition (classifier-free guidance); `word_dropout`: of words left out.
+        learning_rate: peak; after `warmup` steps it falls as a cosine to 0 at the budget's end.
+        optimizer: `adamw` or `muon`.
+        embedding_scale: how much faster the embeddings learn.
         average: decay of the averaged weights.
         max_frames: longest piece the model is good for.
     """
@@ -79,16 +95,13 @@ class LMRecipe:
     seed: int = 1
     minutes: float = 15.0
     steps: int = 1_000_000
-    batch: int = 8
-    crop_frames: int = 200
-    long_batch: int = 3
-    long_frames: int = 500
-    long_share: float = 0.15
+    phases: tuple[Phase, ...] = PHASES
     start_share: float = 0.4
     condition_dropout: float = 0.1
     word_dropout: float = 0.05
-    learning_rate: float = 2e-3
-    embedding_scale: float = 1.0
+    learning_rate: float = 4e-3
+    optimizer: str = "muon"
+    embedding_scale: float = 4.0
     warmup: int = 40
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -104,27 +117,14 @@ class LMRecipe:
     def __post_init__(self) -> None:
         if self.pattern.codebooks != self.lm.codebooks:
             raise ValueError("lm and pattern do not have the same number of codebooks")
+        if not self.phases or self.phases[-1].until < 1:
+            raise ValueError("the last of the phases must last until 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.distill_weight and self.teacher is None:
             raise ValueError("distill_weight needs a teacher")
         if not 0 <= self.distill_weight <= 1:
             raise ValueError(f"distill_weight must be from 0 to 1, got {self.distill_weight}")
-
-
-def codec_id(folder: Path) -> CodecId:
-    """Identity of a codec checkpoint folder.
-
-    Raises:
-        UserError: it has no readable configuration or no weights.
-    """
-    from specgen.codec.embedded import CONFIG_NAME, read_config
-
-    config = read_config(folder / CONFIG_NAME)
-    weights = folder / WEIGHTS_NAME
-    if not weights.is_file():
-        raise UserError(f"codec weights {weights} are missing: train the codec first")
-    rate = config.sample_rate / config.frame_size
-    fingerprint = file_sha256(weights)
-    return CodecId(config.sample_rate, rate, config.codebooks, config.card, fingerprint)
 
 
 def fresh_model(recipe: LMRecipe, items: TokenItems) -> LMCheckpoint:
@@ -185,8 +185,12 @@ class Trainer:
         )
         self.teacher = None if recipe.teacher is None else load_lm(Path(recipe.teacher))
         modules = (self.model.lm, self.model.conditioner)
-        self.optimizer = adamw(
-            modules, recipe.learning_rate, recipe.weight_decay, recipe.embedding_scale
+        self.optimizers = optimizers(
+            modules,
+            recipe.optimizer,
+            recipe.learning_rate,
+            recipe.weight_decay,
+            recipe.embedding_scale,
         )
         self.average = Average(modules, recipe.average)
         self.unigram = unigram_entropy(self.held_out, self.items, recipe.lm.card)
@@ -205,10 +209,10 @@ class Trainer:
     def crops(self) -> list[Crop]:
         """This step's crops: a function of the seed and the step (and of the phase of the run)."""
         recipe = self.recipe
-        late = self.progress >= 1 - recipe.long_share
+        phase = next(p for p in recipe.phases if self.progress <= p.until)
         style = CropStyle(
-            count=recipe.long_batch if late else recipe.batch,
-            frames=recipe.long_frames if late else recipe.crop_frames,
+            count=phase.batch,
+            frames=phase.frames,
             start_share=recipe.start_share,
             condition_dropout=recipe.condition_dropout,
             word_dropout=recipe.word_dropout,
@@ -223,12 +227,12 @@ class Trainer:
         share = recipe.distill_weight
         loss = (1 - share) * entropies.mean() + share * divergence
         rate = recipe.learning_rate * rate_at(self.progress, self.step, recipe.warmup)
-        set_rate(self.optimizer, rate)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        self.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.average.sources, recipe.clip_norm)
+        for optimizer in self.optimizers:
+            set_rate(optimizer, rate)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.average.update(self.step)
         self.heard += sum(crop.frames for crop in crops) / self.model.codec.frame_rate
@@ -299,7 +303,7 @@ class Trainer:
             "weights": name,
             "lm": to_plain(self.recipe.lm),
             "pattern": to_plain(self.recipe.pattern),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         torch.save(state, self.work / "state.pt.tmp")
         os.replace(self.work / "state.pt.tmp", self.work / "state.pt")
@@ -339,7 +343,8 @@ class Trainer:
             for (name, value), mean in zip(self._names().items(), self.average.values, strict=True):
                 value.copy_(tensors[f"now.{name}"])
                 mean.copy_(tensors[f"mean.{name}"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds, self.heard = state["step"], state["seconds"], state["heard"]
 
     def _names(self) -> dict[str, Tensor]:
@@ -355,12 +360,12 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(recipe: LMRecipe) -> dict[str, Any]:
-    names = ("init", "teacher", "distill_weight", "minutes", "seed", "batch", "crop_frames")
-    return {name: getattr(recipe, name) for name in (*names, "learning_rate")}
+    names = ("init", "teacher", "distill_weight", "minutes", "seed", "optimizer", "learning_rate")
+    return {name: getattr(recipe, name) for name in names}
 
 
 def held_out_crops(items: TokenItems, count: int, frames: int) -> list[Crop]:
-    """Fixed crops spread over a split's items, with captions, half of them from the items' starts."""
+    """Fixed crops spread over a split's items, with captions, half from the items' starts."""
     crops = []
     for i, row in enumerate(np.linspace(0, len(items.rows) - 1, count).astype(int).tolist()):
         item = items.rows[row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,19 @@ def _runner(kind: str) -> Any:
     from specgen.training.lm import train_lm
 
     return train_lm
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m specgen.training.recipes RECIPE [key=value ...]`; returns the exit code."""
+    try:
+        if not arguments:
+            raise UserError("name a recipe, as in: python -m specgen.training.recipes RECIPE.yaml")
+        run_recipe(Path(arguments[0]), arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -133,7 +133,9 @@ def test_a_wrong_configuration(folder: Path, changes: dict[str, object], said: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "a: !!python/object:os.system {}", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "- 1\n- 2\n", "", "a: !!python/object:os.system {}", "\x00"]
+)
 def test_an_unreadable_configuration(folder: Path, text: str) -> None:
     (folder / "config.yaml").write_text(text)
     with pytest.raises(UserError) as caught:

@@ -15,7 +15,7 @@ from specgen.checkpoints.native import CodecId, LMCheckpoint, load_lm
 from specgen.checkpoints.plain import from_plain
 from specgen.errors import UserError
 from specgen.patterns import PatternSpec
-from specgen.training import acceptance, lm
+from specgen.training import acceptance, lm, optimise
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops, write_batch
 from specgen.training.objective import grid_logits, losses, unigram_entropy
 from specgen.training.optimise import Average, rate_at
@@ -26,7 +26,7 @@ PATTERNS = [PatternSpec(kind, K) for kind in ("parallel", "delay", "flatten", "c
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
-    """Items whose tokens count upwards (codebook k by k + 1) from a start that the caption names."""
+    """Items whose tokens count upwards, codebook k by k + 1, from a start the caption names."""
     folder = tmp_path / "tokens"
     folder.mkdir()
     rng, grids, lines = np.random.default_rng(0), [], []
@@ -36,9 +36,8 @@ def tokens(tmp_path: Path) -> Path:
         grids.append((first + steps) % CARD)
         split = "valid" if i % 4 == 3 else "train"
         texts = [f"start {first}", f"a tune from {first}"]
-        lines.append(
-            {"id": str(i), "split": split, "offset": i * FRAMES, "length": FRAMES, "captions": texts}
-        )
+        place = {"split": split, "offset": i * FRAMES, "length": FRAMES}
+        lines.append({"id": str(i), **place, "captions": texts})
     np.save(folder / "codes.npy", np.concatenate(grids).astype(np.int16))
     (folder / "index.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     return folder
@@ -65,10 +64,11 @@ def recipe(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         "export": str(tmp_path / "export"),
         "steps": 60,
         "minutes": 10,
-        "batch": 4,
-        "crop_frames": 10,
-        "long_frames": 20,
-        "long_batch": 2,
+        "phases": [
+            {"until": 0.8, "batch": 4, "frames": 10},
+            {"until": 1.0, "batch": 2, "frames": 20},
+        ],
+        "optimizer": "adamw",
         "learning_rate": 1e-2,
         "warmup": 5,
         "average": 0.8,
@@ -229,6 +229,8 @@ def test_an_average_follows_and_swaps() -> None:
         ({"surprise": 1}, "surprise"),
         ({"minutes": "long"}, "minutes"),
         ({"distill_weight": 0.5}, "teacher"),
+        ({"phases": [{"until": 0.5, "batch": 1, "frames": 2}]}, "phases"),
+        ({"phases": []}, "phases"),
         ({"pattern": {"kind": "delay", "codebooks": 2}}, "codebooks"),
         ({"tokens": "/nowhere"}, "tokens"),
         ({"init": "/nowhere"}, "nowhere"),
@@ -275,9 +277,7 @@ def test_acceptance_bounds() -> None:
     assert torch.allclose(acceptance.coupled_acceptance(p, p), torch.ones(50).double())
 
 
-def test_the_acceptance_command(
-    recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_acceptance_command(recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     lm.train_lm(recipe | {"steps": 5})
     folder, sizes = recipe["export"], ["--crops", "2", "--frames", "12", "--positions", "8"]
     command = [folder, folder, "--tokens", recipe["tokens"], "--json", *sizes]
@@ -292,3 +292,25 @@ def test_checkpoints_know_their_pattern(recipe: dict[str, Any]) -> None:
     lm.train_lm(recipe | {"steps": 1, "pattern": {"kind": "delay", "codebooks": K}})
     model: LMCheckpoint = load_lm(Path(recipe["export"]))
     assert model.pattern == PatternSpec("delay", K) and model.codec.card == CARD
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (20, 50), (50, 20)])
+def test_orthogonalising_flattens_the_spectrum(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    turned = optimise.orthogonalise(matrix)
+    values = torch.linalg.svdvals(turned)
+    assert turned.shape == shape and values.max() < 1.7 and values.median() > 0.5
+    U, _, V = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.cosine_similarity(turned.flatten(), (U @ V).flatten(), dim=0) > 0.9
+
+
+def test_muon_resumes_too(recipe: dict[str, Any]) -> None:
+    trainer = lm.Trainer(settings(recipe, optimizer="muon"))
+    losses_seen = [trainer.update()["loss"] for _ in range(30)]
+    assert np.mean(losses_seen[-5:]) < np.mean(losses_seen[:5])
+    trainer.save()
+    resumed = lm.Trainer(settings(recipe, optimizer="muon"))
+    assert trainer.update() == resumed.update()
+    with pytest.raises(UserError, match="optimizer"):
+        settings(recipe, optimizer="sgd")

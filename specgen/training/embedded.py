@@ -1,0 +1,95 @@
+"""Every embedded model from nothing: data, codec, tokens, language models, distillation.
+
+    python -m specgen.training.embedded [RECIPES_FOLDER] [--jobs N]
+
+Each stage keeps what it has finished, so an interrupted run goes on where it stopped. Recipes of
+one line below may run side by side (`--jobs 2`, one core each); lines follow one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from specgen.checkpoints.native import WEIGHTS_NAME
+from specgen.errors import UserError
+from specgen.training.recipes import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "presets" / "train"
+FIRST = ("data", "codec")
+CHAINS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("base-delay", "base-flatten"), ("small-delay",)),
+    (("base-delay-distilled",), ("small-delay-distilled",)),
+)
+
+
+def run_alone(command: Sequence[str]) -> None:
+    """Run a Python module in a process of its own, on one thread.
+
+    Raises:
+        UserError: it failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
+    if code:
+        raise UserError(f"`python -m {' '.join(command)}` ended with code {code}: see above")
+
+
+def run_chain(folder: Path, names: Sequence[str]) -> None:
+    """Run recipes one after the other."""
+    for name in names:
+        print(f"embedded: {name}", file=sys.stderr, flush=True)
+        run_alone(["specgen.training.recipes", str(folder / f"{name}.yaml"), f"kind={_kind(name)}"])
+
+
+def _kind(name: str) -> str:
+    return name if name in FIRST else "lm"
+
+
+def tokenize(folder: Path) -> None:
+    """Turn the data set into the tokens of the codec, unless they are newer than the codec."""
+    _, language = load_recipe(folder / "base-flatten.yaml")
+    _, data = load_recipe(folder / "data.yaml", ["kind=data"])
+    codec = Path(language.get("codec", "specgen/checkpoints/embedded/codec"))
+    tokens = Path(language.get("tokens", "runs/tokens"))
+    made, weights = tokens / "codes.npy", codec / WEIGHTS_NAME
+    if made.is_file() and made.stat().st_mtime >= weights.stat().st_mtime:
+        return
+    run_alone(["specgen.training.codec", "tokenize", str(codec), str(data["out"]), str(tokens)])
+
+
+def run_all(folder: Path, jobs: int) -> None:
+    """Run every stage in order.
+
+    Raises:
+        UserError: a stage failed.
+    """
+    run_chain(folder, FIRST)
+    tokenize(folder)
+    for chains in CHAINS:
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in [pool.submit(run_chain, folder, names) for names in chains]:
+                done.result()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line in the module's docstring; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m specgen.training.embedded")
+    parser.add_argument("folder", nargs="?", type=Path, default=RECIPES)
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args(arguments)
+    try:
+        run_all(options.folder, options.jobs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
