@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from specgen.cli import generate, presets, train
 from specgen.errors import UserError
 
 # typer carries its own copy of click in some versions; its base error is found through its heirs.
-UsageError: type[Exception] = next(
+UsageError: Any = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
 )
 
@@ -59,14 +59,15 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("specgen: interrupted; finished clips are kept", file=sys.stderr)
         return 130
-    except UserError as error:
-        message = str(error)
-    except UsageError as error:
-        message = f"{getattr(error, 'message', error)} See specgen --help."
     except BrokenPipeError:
         return 1
-    if debug:
-        traceback.print_exc()
+    except (UserError, UsageError) as error:
+        if debug:
+            traceback.print_exception(error)
+        message = str(error)
+        if isinstance(error, UsageError):
+            # click's own text names the option; `str` does not
+            message = f"{error.format_message()} See specgen --help."
     print(f"specgen: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -1,0 +1,63 @@
+"""Presets: resolution, checks, fingerprints."""
+
+from pathlib import Path
+
+import pytest
+
+from specgen import config
+from specgen.errors import UserError
+
+MINIMAL = """\
+verifier: {checkpoint: a}
+codec: {checkpoint: /abs/c}
+"""
+
+
+def preset(tmp_path: Path, text: str) -> config.Preset:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    return config.load_preset(str(path))
+
+
+def test_every_preset_of_the_project_loads() -> None:
+    names = config.preset_names()
+    assert {"embedded", "embedded-dual", "embedded-delay"} <= set(names)
+    assert {"embedded-flatten", "embedded-base-delay"} <= set(names)
+    for name in names:
+        loaded = config.load_preset(name)
+        assert loaded.node.description and len(loaded.sha256) == 64
+
+
+def test_defaults_and_paths(tmp_path: Path) -> None:
+    loaded = preset(tmp_path, MINIMAL)
+    assert loaded.drafter is None
+    assert loaded.node.sampling == config.SamplingNode(1.0, 250, 0.0, 3.0)
+    assert loaded.folder("a") == tmp_path / "a"
+    assert loaded.folder("/abs/c") == Path("/abs/c")
+    assert loaded.folder("embedded:x").name == "x"
+
+
+def test_the_fingerprint_is_of_the_values(tmp_path: Path) -> None:
+    plain = preset(tmp_path, MINIMAL).sha256
+    assert preset(tmp_path, "# words\ndescription: other\n" + MINIMAL).sha256 == plain
+    assert preset(tmp_path, MINIMAL + "sampling: {top_k: 250}\n").sha256 == plain
+    assert preset(tmp_path, MINIMAL + "sampling: {top_k: 249}\n").sha256 != plain
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("codec: {checkpoint: c}\n", "verifier"),
+        (MINIMAL + "extra: 1\n", "extra"),
+        (MINIMAL + "drafter: {checkpoint: d, cfg: perhaps}\n", "cfg"),
+        (MINIMAL + "drafter: {checkpoint: d, dtype: int4}\n", "int4"),
+        (MINIMAL + "speculation: {draft_temperatures: [1, 0]}\n", "positive"),
+        (MINIMAL + "duration: {default: 0}\n", "duration"),
+        ("- a\n", "mapping"),
+        ("verifier: {checkpoint: '${x}'}\n", "interpolation"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        preset(tmp_path, text)
+    assert "\n" not in str(caught.value) and "p.yaml" in str(caught.value)
