@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,151 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specgen.checkpoints.native import (
-    LMCheckpoint,
-    codec_id,
-    load_lm,
-    read_tensors,
-    save_lm,
-)
+from specgen.checkpoints.native import LMCheckpoint, load_lm, read_tensors, save_lm
 from specgen.checkpoints.plain import from_plain, to_plain
 from specgen.errors import UserError
-from specgen.lm.conditioning import WordEncoder, WordEncoderConfig, close_synonyms
-from specgen.lm.config import LMConfig
-from specgen.lm.model import MusicLM
-from specgen.patterns import PatternSpec
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
+from specgen.training.models import LMRecipe, fresh_model, inherit
 from specgen.training.objective import losses, unigram_entropy
-from specgen.training.optimise import Average, initialise, optimizers, rate_at, set_rate
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of a run, up to the share `until` of its budget: `batch` crops of `frames` frames.
-
-    Short crops first: attention is cheaper, and most of what is learnt early is near.
-    """
-
-    until: float
-    batch: int
-    frames: int
-
-
-PHASES = (Phase(0.45, 6, 100), Phase(0.85, 4, 200), Phase(1.0, 2, 500))
-
-
-@dataclass(frozen=True)
-class LMRecipe:
-    """A training run. It ends after `minutes` of training or `steps` updates, whichever is first.
-
-    Attributes:
-        name: of the checkpoint.
-        lm, pattern: the model and its codebook pattern.
-        tokens: folder of the tokenised data set; `codec`: the checkpoint folder that made it.
-        work: folder of the run's state and log; `export`: the checkpoint folder it writes.
-        init: checkpoint folder to start from (its vocabulary too), if any.
-        teacher: checkpoint folder whose distributions are learnt, if any.
-        distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
-        encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
-        phases: length and number of the crops, part by part of the run.
-        start_share: share of crops that begin their item; `condition_dropout`: of crops that see
-            the null condition (classifier-free guidance); `word_dropout`: of words left out.
-        learning_rate: peak; after `warmup` steps it falls as a cosine to 0 at the budget's end.
-        optimizer: `adamw` or `muon`.
-        embedding_scale: how much faster the embeddings learn.
-        average: decay of the averaged weights.
-        max_frames: longest piece the model is good for.
-    """
-
-    name: str
-    lm: LMConfig
-    pattern: PatternSpec
-    work: str
-    export: str
-    tokens: str = "runs/tokens"
-    codec: str = "specgen/checkpoints/embedded/codec"
-    init: str | None = None
-    teacher: str | None = None
-    distill_weight: float = 0.0
-    encoder_layers: int = 1
-    encoder_kernel: int = 5
-    max_words: int = 64
-    seed: int = 1
-    minutes: float = 15.0
-    steps: int = 1_000_000
-    phases: tuple[Phase, ...] = PHASES
-    start_share: float = 0.4
-    condition_dropout: float = 0.1
-    word_dropout: float = 0.05
-    learning_rate: float = 4e-3
-    optimizer: str = "muon"
-    embedding_scale: float = 4.0
-    warmup: int = 40
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    average: float = 0.98
-    max_frames: int = 600
-    log_every: int = 20
-    save_every_minutes: float = 2.0
-    validate_every_minutes: float = 3.0
-    validation_crops: int = 24
-    validation_frames: int = 200
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        if self.pattern.codebooks != self.lm.codebooks:
-            raise ValueError("lm and pattern do not have the same number of codebooks")
-        if not self.phases or self.phases[-1].until < 1:
-            raise ValueError("the last of the phases must last until 1")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
-        if self.distill_weight and self.teacher is None:
-            raise ValueError("distill_weight needs a teacher")
-        if not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"distill_weight must be from 0 to 1, got {self.distill_weight}")
-
-
-def fresh_model(recipe: LMRecipe, items: TokenItems) -> LMCheckpoint:
-    """The recipe's model with fresh weights, its vocabulary read from the items' captions."""
-    from specgen.training.data.captions import synonyms
-
-    vocabulary = tuple(items.vocabulary())
-    words = WordEncoderConfig(
-        vocabulary=vocabulary,
-        synonyms=close_synonyms(synonyms(), vocabulary),
-        dim=recipe.lm.condition_dim,
-        layers=recipe.encoder_layers,
-        kernel=recipe.encoder_kernel,
-        max_words=recipe.max_words,
-    )
-    torch.manual_seed(recipe.seed)
-    lm, conditioner = MusicLM(recipe.lm), WordEncoder(words)
-    initialise(lm, recipe.lm.layers)
-    codec = codec_id(Path(recipe.codec))
-    return LMCheckpoint(recipe.name, lm, conditioner, recipe.pattern, codec, recipe.max_frames)
-
-
-def inherit(recipe: LMRecipe, parent: LMCheckpoint) -> LMCheckpoint:
-    """The recipe's model with the weights of another of the same shape.
-
-    Between different patterns the special token changes its part (in `flatten` three of the four
-    places of every column hold it): it starts as the mean of its codebook's embeddings, so that the
-    layers above see columns like those they know.
-
-    Raises:
-        UserError: the shapes differ.
-    """
-    if parent.lm.config != recipe.lm:
-        raise UserError(f"recipe {recipe.name}: init {recipe.init} is a model of another shape")
-    parent.lm.requires_grad_(True).train()
-    parent.conditioner.requires_grad_(True).train()
-    if parent.pattern != recipe.pattern:
-        tables = parent.lm.embedding.weight.data.view(recipe.lm.codebooks, recipe.lm.card + 1, -1)
-        tables[:, -1] = tables[:, :-1].mean(dim=1)
-    codec = codec_id(Path(recipe.codec))
-    return replace(
-        parent, name=recipe.name, pattern=recipe.pattern, codec=codec, training={}, sha256=""
-    )
+from specgen.training.optimise import Average, optimizers, rate_at, set_rate
 
 
 class Trainer:

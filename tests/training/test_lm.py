@@ -15,7 +15,7 @@ from specgen.checkpoints.native import CodecId, LMCheckpoint, load_lm
 from specgen.checkpoints.plain import from_plain
 from specgen.errors import UserError
 from specgen.patterns import PatternSpec
-from specgen.training import acceptance, lm, optimise
+from specgen.training import acceptance, lm, models, optimise
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops, write_batch
 from specgen.training.objective import grid_logits, losses, unigram_entropy
 from specgen.training.optimise import Average, rate_at
@@ -45,7 +45,7 @@ def tokens(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(lm, "codec_id", lambda _: CodecId(16000, 50.0, K, CARD, "0" * 64))
+    monkeypatch.setattr(models, "codec_id", lambda _: CodecId(16000, 50.0, K, CARD, "0" * 64))
     return {
         "name": "tiny",
         "lm": {
@@ -77,8 +77,8 @@ def recipe(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     }
 
 
-def settings(values: dict[str, Any], **changes: Any) -> lm.LMRecipe:
-    return from_plain(lm.LMRecipe, values | changes, "test")
+def settings(values: dict[str, Any], **changes: Any) -> models.LMRecipe:
+    return from_plain(models.LMRecipe, values | changes, "test")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.kind)

@@ -10,7 +10,7 @@ import pytest
 from specgen.checkpoints.plain import from_plain
 from specgen.errors import UserError
 from specgen.training import embedded, recipes
-from specgen.training.lm import LMRecipe
+from specgen.training.models import LMRecipe
 from specgen.training.recipes import load_recipe
 
 LANGUAGE = [name for chains in embedded.CHAINS for names in chains for name in names]
