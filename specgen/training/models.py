@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from specgen.checkpoints.native import LMCheckpoint
+from specgen.checkpoints.native import LMCheckpoint, codec_id
 from specgen.errors import UserError
 from specgen.lm.conditioning import WordEncoder, WordEncoderConfig, close_synonyms
 from specgen.lm.config import LMConfig
