@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from specgen.checkpoints.native import LMCheckpoint
 from specgen.checkpoints.native import LMCheckpoint, codec_id
 from specgen.errors import UserError
 from specgen.lm.conditioning import WordEncoder, WordEncoderConfig, close_synonyms
@@ -78,7 +77,7 @@ class LMRecipe:
     word_dropout: float = 0.05
     learning_rate: float = 4e-3
     optimizer: str = "muon"
-    embedding_scale: float = 4.0
+    embedding_scale: float = 12.0
     warmup: int = 40
     weight_decay: float = 0.05
     clip_norm: float = 1.0
