@@ -1,0 +1,110 @@
+"""The one schema that every output format of `specgen bench` is made from."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass
+class Row:
+    """One measurement; None where nothing was measured.
+
+    Attributes:
+        label: what it is called, unique with the swept values.
+        drafter, verifier: names of the models; no drafter: the verifier alone.
+        drafter_pattern, verifier_pattern: kinds of their patterns.
+        batch: clips decoded together.
+        duration_seconds: of each clip.
+        draft_frames: a number or `auto`.
+        acceptance_rule: coupled, mixed or rejection.
+        synthetic: random weights; never true of a row that states an acceptance of its own.
+        lossless: whether the tokens follow the verifier's distribution.
+        seconds: `median`, `min`, `max` and `samples` of decoding; conditions and codec are apart.
+        audio_seconds_per_second: seconds of audio a second of decoding (x real time).
+        tokens_per_second: of all clips.
+        acceptance, acceptance_per_codebook: share of judged guesses that stood.
+        tokens_per_pass: mean tokens committed a verifier pass.
+        speedup: times faster than the row labelled
+        speedup_reference: measured in the same run, in turn.
+        speedup_error: standard error of `speedup`.
+        speedup_cpu_time: the same ratio of process time, which a busy machine disturbs less.
+        peak_memory_bytes: on the device; not measured on a CPU.
+        bandwidth_fraction: of a measured copy.
+        identical: share of tokens equal to the reference's in the same runs (coupled rule).
+        draft_temperatures, drafter_cfg: how guesses were drawn.
+        cpu_seconds: process time of each run.
+        condition_seconds: median time to encode the prompts and make the cross-attention's memory.
+        stats: counts of all timed runs together.
+    """
+
+    label: str
+    drafter: str | None
+    verifier: str
+    drafter_pattern: str | None
+    verifier_pattern: str
+    batch: int
+    duration_seconds: float
+    draft_frames: int | str | None
+    acceptance_rule: str | None
+    synthetic: bool
+    lossless: bool
+    seconds: dict[str, Any]
+    audio_seconds_per_second: float
+    tokens_per_second: float
+    acceptance: float | None
+    acceptance_per_codebook: list[float | None] | None
+    tokens_per_pass: float | None
+    speedup: float | None = None
+    speedup_reference: str | None = None
+    peak_memory_bytes: int | None = None
+    bandwidth_fraction: float | None = None
+    speedup_error: float | None = None
+    speedup_cpu_time: float | None = None
+    identical: float | None = None
+    draft_temperatures: list[float] | None = None
+    drafter_cfg: bool | None = None
+    cpu_seconds: list[float] = field(default_factory=list)
+    condition_seconds: float | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the samples; None for a single run."""
+        samples = self.seconds["samples"]
+        return statistics.stdev(samples) if len(samples) > 1 else None
+
+
+@dataclass
+class Document:
+    """All that a run says.
+
+    Attributes:
+        machine, versions, commit: what it was measured on.
+        models: name -> parameters, bytes, pattern, dtype.
+        settings: what was run: repeats, warm-up, seed, prompts, sampling.
+        codec_seconds: to turn one clip of the longest duration into sound.
+        rows: the measurements.
+        warnings: what makes a figure doubtful.
+    """
+
+    machine: dict[str, Any]
+    versions: dict[str, str | None]
+    commit: str | None
+    models: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    codec_seconds: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--output json` prints."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def json(self) -> str:
+        # allow_nan off: a figure that is not a number is a fault, not a null.
+        return json.dumps(self.as_dict(), indent=1, allow_nan=False, ensure_ascii=False)

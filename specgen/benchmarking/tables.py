@@ -1,0 +1,200 @@
+"""One document, five formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from specgen.benchmarking.rows import SCHEMA, Document, Row
+
+FORMATS = ("table", "md", "csv", "json", "jsonl")
+_WIDTH = 1000  # where there is no terminal: as wide as it needs
+
+
+def render(document: Document, form: str, *, width: int | None = None) -> str:
+    """The document in one of `FORMATS`, without a newline at the end.
+
+    Args:
+        document: what to show.
+        form: table and md start with the static card; csv and jsonl hold the rows alone.
+        width: columns of a terminal, for `table`.
+
+    Raises:
+        ValueError: an unknown format.
+    """
+    match form:
+        case "json":
+            return document.json()
+        case "jsonl":
+            return "\n".join(json.dumps(_flat(document, r), allow_nan=False) for r in document.rows)
+        case "csv":
+            return _csv(document)
+        case "md":
+            return "\n\n".join([card(document, bullet="- "), _markdown(document.rows)])
+        case "table":
+            return f"{card(document)}\n\n{_table(document.rows, width or _WIDTH)}"
+    raise ValueError(f"format {form!r} is unknown; known: {', '.join(FORMATS)}")
+
+
+def card(document: Document, bullet: str = "") -> str:
+    """The static card: machine, versions and models."""
+    machine, settings = document.machine, document.settings
+    gpu = machine.get("gpu")
+    where = f"{machine['device']}, {machine['processor']}, {machine['cores']} cores"
+    lines = [
+        f"device: {where}, threads {machine['threads']}"
+        + (f", {gpu['name']} {gpu['memory_bytes'] / 1e9:.0f} GB" if gpu else ""),
+        f"load average at the start: {_number(machine['load_average'])}",
+        "versions: " + ", ".join(f"{k} {v or '-'}" for k, v in document.versions.items()),
+        f"commit: {document.commit or '-'}",
+    ]
+    lines += [
+        f"model {name}: {m['parameters'] / 1e6:.1f} M parameters, {m['bytes'] / 1e6:.1f} MB, "
+        f"{m['pattern']}, {m['dtype']}"
+        for name, m in document.models.items()
+    ]
+    lines.append(
+        f"{settings['repeats']} timed runs a row after {settings['warmup']} of warm-up, in turn; "
+        f"run i decodes seed {settings['seed']} + i x batch of {len(settings['prompts'])} prompts; "
+        "seconds are of decoding alone"
+    )
+    conditions = [r.condition_seconds for r in document.rows if r.condition_seconds is not None]
+    if conditions and document.codec_seconds is not None:
+        lines.append(
+            f"apart from decoding: conditions up to {max(conditions):.3f} s, "
+            f"codec {document.codec_seconds:.3f} s a clip"
+        )
+    lines += [f"WARNING: {text}" for text in document.warnings]
+    return "\n".join(bullet + line for line in lines)
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the readable table; columns that say nothing are left out."""
+    codebooks = max((len(r.acceptance_per_codebook or []) for r in rows), default=0)
+    columns: list[tuple[str, list[str]]] = [
+        ("row", [r.label for r in rows]),
+        ("draft model", [r.drafter or "-" for r in rows]),
+        ("candidate model", [r.verifier for r in rows]),
+        ("patterns", [_patterns(r) for r in rows]),
+        ("s of audio", [f"{r.duration_seconds:g}" for r in rows]),
+        ("batch", [str(r.batch) for r in rows]),
+        ("rule", [_rule(r) for r in rows]),
+        ("draft frames", ["-" if r.draft_frames is None else str(r.draft_frames) for r in rows]),
+        ("draft temp.", [_temperatures(r) for r in rows]),
+        ("seconds", [_seconds(r) for r in rows]),
+        ("x real time", [f"{r.audio_seconds_per_second:.2f}" for r in rows]),
+        ("tokens/s", [f"{r.tokens_per_second:.0f}" for r in rows]),
+        ("accepted", [_percent(r.acceptance) for r in rows]),
+    ]
+    for k in range(codebooks):
+        values = [(r.acceptance_per_codebook or [None] * codebooks)[k] for r in rows]
+        columns.append((f"k{k + 1}", [_percent(v) for v in values]))
+    columns += [
+        ("tokens/pass", [_number(r.tokens_per_pass) for r in rows]),
+        ("speed-up", [_speedup(r) for r in rows]),
+        ("over", [r.speedup_reference or "-" for r in rows]),
+        ("lossless", ["yes" if r.lossless else "NO" for r in rows]),
+        ("identical", [_percent(r.identical, 1) for r in rows]),
+    ]
+    shown = [(t, c) for t, c in columns if any(cell != "-" for cell in c)]
+    return [t for t, _ in shown], [list(line) for line in zip(*(c for _, c in shown), strict=True)]
+
+
+def _patterns(row: Row) -> str:
+    if row.drafter_pattern is None:
+        return row.verifier_pattern
+    return f"{row.drafter_pattern} -> {row.verifier_pattern}"
+
+
+def _rule(row: Row) -> str:
+    if row.synthetic:
+        return f"{row.acceptance_rule or ''} SYNTHETIC".strip()
+    return row.acceptance_rule or "-"
+
+
+def _temperatures(row: Row) -> str:
+    if row.draft_temperatures is None:
+        return "-"
+    return " ".join(f"{t:g}" for t in row.draft_temperatures) or "1"
+
+
+def _seconds(row: Row) -> str:
+    text = f"{row.seconds['median']:.3f}"
+    return text if row.spread is None else f"{text} ± {row.spread:.3f}"
+
+
+def _speedup(row: Row) -> str:
+    if row.speedup is None:
+        return "-"
+    error = "" if row.speedup_error is None else f" ± {row.speedup_error:.2f}"
+    return f"{row.speedup:.2f}{error}"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    titles, lines = cells(rows)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [titles, *lines]]
+    out = ["| " + " | ".join(line) + " |" for line in escaped]
+    out.insert(1, "|" + "---|" * len(titles))
+    return "\n".join(out)
+
+
+def _table(rows: Sequence[Row], width: int) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    titles, lines = cells(rows)
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="left" if i < 4 else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    text = io.StringIO()
+    Console(file=text, width=width, highlight=False, markup=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _flat(document: Document, row: Row) -> dict[str, Any]:
+    """A row that says by itself where it comes from."""
+    return {
+        "schema": SCHEMA,
+        "commit": document.commit,
+        "processor": document.machine["processor"],
+        "device": document.machine["device"],
+        "threads": document.machine["threads"],
+        **asdict(row),
+    }
+
+
+def _csv(document: Document) -> str:
+    """Nested values spread over columns such as `seconds_median`; lists joined by blanks."""
+    lines = [_spread(_flat(document, row)) for row in document.rows]
+    titles = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, titles, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue().rstrip("\n")
+
+
+def _spread(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            out |= _spread(value, f"{prefix}{key}_")
+        elif isinstance(value, list):
+            out[prefix + key] = " ".join("" if v is None else str(v) for v in value)
+        else:
+            out[prefix + key] = value
+    return out

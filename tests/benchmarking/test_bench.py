@@ -1,0 +1,168 @@
+"""`specgen bench` on tiny random models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specgen.benchmarking.cases import Sweep, expand
+from specgen.benchmarking.measure import identical
+from specgen.config import load_preset
+from specgen.errors import UserError
+from tests.benchmarking.conftest import Bench
+
+# The tiny models know few words.
+PROMPTS = "a jig on the violin\na slow air on the flute\n"
+QUICK = ("--repeats", "2", "-d", "0.4")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_text(PROMPTS)
+    return str(path)
+
+
+def measured(run_bench: Bench, *arguments: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(run_bench(*arguments, "--output", "json"))
+    return document
+
+
+def test_a_pair_is_measured_against_its_verifier_alone(
+    run_bench: Bench, tiny: str, prompts: str
+) -> None:
+    document = measured(run_bench, tiny, *QUICK, "--prompts", prompts, "--seed", "3")
+    alone, pair = document["rows"]
+    assert (alone["drafter"], alone["speedup"], alone["acceptance"]) == (None, None, None)
+    assert alone["tokens_per_pass"] == 1.0
+    assert (pair["drafter"], pair["verifier"]) == ("drafter", "flatten")
+    assert (pair["drafter_pattern"], pair["verifier_pattern"]) == ("delay", "flatten")
+    assert pair["speedup_reference"] == alone["label"]
+    ratio = alone["seconds"]["median"] / pair["seconds"]["median"]
+    assert pair["speedup"] == pytest.approx(ratio)
+    assert pair["speedup_error"] > 0
+    assert pair["identical"] == 1.0 and pair["lossless"]
+    assert pair["draft_frames"] == 2 and pair["acceptance_rule"] == "coupled"
+    assert pair["draft_temperatures"] == [1.0] * 4
+    for row in document["rows"]:
+        median = row["seconds"]["median"]
+        assert len(row["seconds"]["samples"]) == len(row["cpu_seconds"]) == 2
+        assert row["audio_seconds_per_second"] == pytest.approx(0.4 / median)
+        assert row["tokens_per_second"] == pytest.approx(4 * 20 / median)
+        made = row["stats"]["drafted"] + row["stats"]["bonus"]
+        assert made == 2 * 4 * 20  # timed runs only
+    assert pair["acceptance"] == pair["stats"]["accepted"] / pair["stats"]["drafted"]
+    assert document["settings"]["prompts"] == PROMPTS.splitlines()
+    assert document["models"]["flatten"]["parameters"] > 0
+    assert document["codec_seconds"] > 0
+
+
+def test_sweeps_multiply_and_share_the_verifier(run_bench: Bench, tiny: str, prompts: str) -> None:
+    document = measured(
+        run_bench, tiny, "--prompts", prompts, "-r", "1", "--warmup", "0", "-d", "0.2,0.3",
+        "--batch", "1,2", "--draft-frames", "1,auto", "--rule", "coupled,mixed",
+    )  # fmt: skip
+    rows = document["rows"]
+    assert len(rows) == 2 * 2 * (1 + 2 * 2)
+    pairs = [row for row in rows if row["drafter"]]
+    assert {row["draft_frames"] for row in pairs} == {1, "auto"}
+    for row in pairs:
+        assert row["lossless"]
+        assert (row["identical"] is None) == (row["acceptance_rule"] == "mixed")
+        assert row["speedup_error"] is None  # one run: no error to state
+    assert all(row["identical"] == 1.0 for row in pairs if row["identical"] is not None)
+    assert {(row["duration_seconds"], row["batch"]) for row in rows} == {
+        (0.2, 1), (0.2, 2), (0.3, 1), (0.3, 2),
+    }  # fmt: skip
+
+
+def test_presets_of_one_verifier_share_its_row(tiny_folder: Path) -> None:
+    dual, delay = (load_preset(str(tiny_folder / f"{n}.yaml")) for n in ("dual", "delay"))
+    cases = expand([dual, delay, dual], Sweep(draft_frames=(1, 2)))
+    assert [case.draft is None for case in cases] == [True] * 2 + [False] * 4
+    assert cases[0].label == f"{dual.name}, verifier alone"
+    assert [case.draft.frames for case in cases if case.draft] == [1, 2, 1, 2]
+
+
+def test_temperatures_sweep(run_bench: Bench, tiny: str, prompts: str) -> None:
+    document = measured(
+        run_bench, tiny, *QUICK, "--prompts", prompts,
+        "--draft-temperature", "1,1,1,1", "--draft-temperature", "1,0.3,0.5,0.7",
+    )  # fmt: skip
+    _, plain, sharp = document["rows"]
+    assert plain["draft_temperatures"] == [1.0] * 4
+    assert sharp["draft_temperatures"] == [1.0, 0.3, 0.5, 0.7]
+    assert plain["stats"]["accepted"] != sharp["stats"]["accepted"]
+    assert sharp["identical"] == 1.0
+
+
+def test_a_biased_rule_is_measured_only_when_asked_for(
+    run_bench: Bench, tiny: str, prompts: str
+) -> None:
+    arguments = (tiny, *QUICK, "--prompts", prompts, "--rule", "rejection")
+    with pytest.raises(UserError, match="allow-biased"):
+        run_bench(*arguments)
+    _, pair = measured(run_bench, *arguments, "--allow-biased")["rows"]
+    assert pair["lossless"] is False and pair["identical"] is None
+
+
+def test_a_second_format_goes_to_a_file(
+    run_bench: Bench, tiny: str, prompts: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    out = run_bench(
+        tiny, *QUICK, "--prompts", prompts, "--output", "md", "--output-file", str(path)
+    )
+    assert out.startswith("- device: cpu") and "| dual" not in out.splitlines()[0]
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert len(rows) == 2 and float(rows[1]["speedup"]) > 0
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonesuch"], "unknown"),
+        (["--output", "xml"], "--output 'xml'"),
+        (["-d", "soon"], "--duration 'soon'"),
+        (["-d", "0"], "not a positive"),
+        (["-d", "1000"], "beyond"),
+        (["--batch", "0"], "--batch"),
+        (["--draft-frames", "1,99"], "--draft-frames"),
+        (["--rule", "wishful"], "wishful"),
+        (["--draft-temperature", "1,2"], "4 are needed"),
+        (["--draft-temperature", "1,-2,1,1"], "not a positive"),
+        (["--prompts", "/nonesuch"], "cannot read prompts"),
+        (["--output-file", "/nonesuch/rows.json"], "cannot write"),
+        (["--output-file", "rows.xml"], "must end in"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run_bench: Bench, tiny: str, arguments: list[str], said: str
+) -> None:
+    preset = [] if arguments == ["nonesuch"] else [tiny]
+    with pytest.raises(UserError, match=said) as caught:
+        run_bench(*preset, *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_share_of_identical_tokens() -> None:
+    grid = torch.arange(8).view(2, 4)
+    other = grid.clone()
+    other[0, :2] = 99
+    assert identical([[grid], [grid]], [[grid], [other]]) == 14 / 16
+
+
+def test_importing_the_command_loads_no_torch() -> None:
+    code = "import sys, specgen.cli.bench; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,74 @@
+"""Alternation, ratios and doubts, with a clock that is not real."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from specgen.benchmarking.timing import Samples, alternate, outliers, ratio, warnings
+
+
+def test_sides_take_turns_and_warm_up_is_not_counted() -> None:
+    ran: list[str] = []
+    told: list[tuple[str, int]] = []
+    samples = alternate(
+        {"a": lambda: ran.append("a"), "b": lambda: ran.append("b")},
+        repeats=3,
+        warmup=1,
+        before=lambda side, turn: told.append((side, turn)),
+    )
+    assert "".join(ran) == "baabbaab"  # every other round is reversed
+    assert told[0] == ("b", -1)
+    assert [turn for side, turn in told if side == "a"] == [-1, 0, 1, 2]
+    assert [len(samples[side].wall) for side in "ab"] == [3, 3]
+    assert [len(samples[side].cpu) for side in "ab"] == [3, 3]
+
+
+def test_each_sample_is_its_own_sides_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "process_time", lambda: now / 2)
+    samples = alternate(
+        {"slow": lambda: spend(4.0), "fast": lambda: spend(1.0)},
+        repeats=2,
+        before=lambda *_: spend(100.0),
+    )
+    assert samples["slow"].wall == [4.0, 4.0]
+    assert samples["fast"].cpu == [0.5, 0.5]
+    assert samples["fast"].summary() == {"median": 1.0, "min": 1.0, "max": 1.0, "samples": [1, 1]}
+
+
+def test_nothing_to_repeat_is_refused() -> None:
+    with pytest.raises(ValueError, match="repeats"):
+        alternate({}, repeats=0)
+
+
+def test_ratio_is_of_medians_with_both_sides_errors() -> None:
+    value, error = ratio([10.0, 12.0, 11.0], [5.0, 5.5, 100.0])
+    assert value == 2.0
+    reference, row = 1.0 / math.sqrt(3) / 11, 54.7 / math.sqrt(3) / 36.833
+    assert error == pytest.approx(2.0 * math.hypot(reference, row), rel=1e-2)
+    assert ratio([3.0], [1.0, 1.0]) == (3.0, None)
+
+
+def test_outliers_are_found_and_agreement_is_left_alone() -> None:
+    assert outliers([1.0, 1.01, 0.99, 1.0, 3.0]) == [4]
+    assert outliers([1.0, 1.0, 1.0, 1.001]) == []
+    assert outliers([1.0]) == []
+
+
+def test_doubts_name_the_row() -> None:
+    quiet = Samples([1.0, 1.0, 1.0], [0.98, 0.99, 1.0])
+    busy = Samples([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+    spiky = Samples([1.0, 1.0, 1.0, 9.0], [1.0, 1.0, 1.0, 1.0])
+    assert warnings("x", quiet, 1) == []
+    assert "x: the clock ran 2.00 times" in warnings("x", busy, 1)[0]
+    assert warnings("x", busy, 2) == []  # two threads: process time says nothing
+    assert "1 of 4 runs are outliers (9.000 s" in warnings("x", spiky, 1)[0]
