@@ -44,7 +44,7 @@ class Trainer:
             if recipe.init is None
             else inherit(recipe, load_lm(Path(recipe.init)))
         )
-        self.teacher = None if recipe.teacher is None else load_lm(Path(recipe.teacher))
+        self.teacher: LMCheckpoint | None = None
         modules = (self.model.lm, self.model.conditioner)
         self.optimizers = optimizers(
             modules,
@@ -84,8 +84,10 @@ class Trainer:
         """One optimiser step; returns the losses."""
         recipe, model = self.recipe, self.model
         crops = self.crops()
+        if self.teacher is None and recipe.teacher and self.progress >= recipe.distill_from:
+            self.teacher = load_lm(Path(recipe.teacher))
         entropies, divergence = losses(model, self.items, crops, self.teacher)
-        share = recipe.distill_weight
+        share = recipe.distill_weight if self.teacher else 0.0
         loss = (1 - share) * entropies.mean() + share * divergence
         rate = recipe.learning_rate * rate_at(self.progress, self.step, recipe.warmup)
         loss.backward()  # type: ignore[no-untyped-call]

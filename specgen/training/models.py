@@ -44,6 +44,7 @@ class LMRecipe:
         init: checkpoint folder to start from (its vocabulary too), if any.
         teacher: checkpoint folder whose distributions are learnt, if any.
         distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
+        distill_from: share of the run after which the teacher is loaded and listened to.
         encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
         phases: length and number of the crops, part by part of the run.
         start_share: share of crops that begin their item; `condition_dropout`: of crops that see
@@ -65,6 +66,7 @@ class LMRecipe:
     init: str | None = None
     teacher: str | None = None
     distill_weight: float = 0.0
+    distill_from: float = 0.0
     encoder_layers: int = 1
     encoder_kernel: int = 5
     max_words: int = 64

@@ -171,9 +171,12 @@ def test_distillation_brings_a_drafter_to_its_teacher(
         "work": str(tmp_path / "student"),
         "export": str(tmp_path / "student-export"),
     }
-    trainer = lm.Trainer(settings(recipe, **changes))
-    assert trainer.teacher is not None and trainer.teacher.pattern.kind == "flatten"
+    trainer = lm.Trainer(settings(recipe, **changes, distill_from=0.05))
+    assert "divergence" not in trainer.update()  # the teacher is not asked yet
+    for _ in range(2):
+        trainer.update()
     before = trainer.update()["divergence"]
+    assert trainer.teacher is not None and trainer.teacher.pattern.kind == "flatten"
     trainer.run()
     assert trainer.update()["divergence"] < 0.5 * before
     assert not any(p.requires_grad for p in trainer.teacher.lm.parameters())
