@@ -262,6 +262,6 @@ def build(
 
 
 def described(rows: int) -> list[Any]:
-    """`rows` conditions to hand to `LMModel.generate`; `FixedConditions` says what they stand for."""
+    """`rows` conditions for `LMModel.generate`; `FixedConditions` says what they stand for."""
     attributes = load()[1].ConditioningAttributes
     return [attributes(text={"description": "music"}) for _ in range(rows)]

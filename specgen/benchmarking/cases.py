@@ -82,13 +82,13 @@ def expand(presets: Sequence[Preset], sweep: Sweep) -> list[Case]:
         for duration, batch in product(
             sweep.durations or (preset.node.duration.default,), sweep.batches
         ):
-            label = preset.name if preset.drafter is None else f"{preset.name}, verifier alone"
+            name = preset.path.stem
+            label = name if preset.drafter is None else f"{name}, verifier alone"
             case = Case(label, preset, duration, batch, None)
             alone.setdefault(case.reference, case)
             if preset.drafter is not None:
                 pairs += (
-                    Case(preset.name, preset, duration, batch, draft)
-                    for draft in _drafts(preset, sweep)
+                    Case(name, preset, duration, batch, draft) for draft in _drafts(preset, sweep)
                 )
     once = {(c.preset.sha256, c.label, c.duration, c.batch, c.draft): c for c in pairs}
     return [*alone.values(), *once.values()]
