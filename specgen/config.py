@@ -24,7 +24,7 @@ from specgen.errors import UserError
 
 SCHEMA = 1
 DTYPES = ("float32", "bfloat16", "float16")
-RULES = ("coupled", "mixed", "rejection")
+RULES = ("coupled", "mixed", "keep", "rejection")
 
 
 @dataclass

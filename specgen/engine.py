@@ -427,6 +427,6 @@ def _check_settings(
     if is_biased(Rule(settings.rule), drafter.pattern.of(64), verifier.pattern.of(64)):
         raise UserError(
             f"rule {settings.rule} changes the music when a {drafter.pattern.kind} model drafts "
-            f"for a {verifier.pattern.kind} model (docs/exactness.md); use coupled or mixed, or "
+            f"for a {verifier.pattern.kind} model (docs/exactness.md); use coupled, mixed or keep, or "
             "add --allow-biased"
         )

@@ -13,9 +13,7 @@ from specgen.cli import generate, presets, train
 from specgen.errors import UserError
 
 # typer carries its own copy of click in some versions; its base error is found through its heirs.
-UsageError: Any = next(
-    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
-)
+UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="specgen",

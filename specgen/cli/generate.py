@@ -57,7 +57,7 @@ def generate(
         str | None, typer.Option(help="float32, bfloat16 or float16; the preset's if left out.")
     ] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="The verifier alone.")] = False,
-    rule: Annotated[str | None, typer.Option(help="coupled, mixed or rejection.")] = None,
+    rule: Annotated[str | None, typer.Option(help="coupled, mixed, keep or rejection.")] = None,
     allow_biased: Annotated[
         bool, typer.Option("--allow-biased", help="Accept a rule that changes the music.")
     ] = False,

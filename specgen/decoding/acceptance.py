@@ -11,17 +11,21 @@ from specgen.patterns import Pattern, contaminated
 
 
 class Rule(StrEnum):
-    """Which rule judges which codebook.
+    """Which rule judges which codebook, and what becomes of open guesses after a correction.
 
     COUPLED: guess and final token are drawn with the same noise; the final token is the verifier's
         own draw. Exact for any pair; equal, token for token, to the verifier alone.
-    MIXED: the textbook rule where the pair of patterns allows it, the coupled rule elsewhere. Exact
-        in distribution.
-    REJECTION: the textbook rule everywhere. Biased when a codebook is contaminated.
+    MIXED: the textbook test on codebooks that are not contaminated, the coupled rule on the others.
+        Exact in distribution.
+    KEEP: the textbook test on every codebook; a correction voids only guesses drawn after it, and
+        those drawn before stay open. Exact in distribution for any pair, accepts most.
+    REJECTION: the textbook test on every codebook; a correction voids every open guess, as
+        speculative decoding is usually written. Biased when a codebook is contaminated.
     """
 
     COUPLED = "coupled"
     MIXED = "mixed"
+    KEEP = "keep"
     REJECTION = "rejection"
 
 
@@ -30,7 +34,7 @@ def textbook_codebooks(rule: Rule, drafter: Pattern, verifier: Pattern) -> tuple
     match rule:
         case Rule.COUPLED:
             return (False,) * verifier.codebooks
-        case Rule.REJECTION:
+        case Rule.KEEP | Rule.REJECTION:
             return (True,) * verifier.codebooks
         case Rule.MIXED:
             return tuple(not flag for flag in contaminated(drafter, verifier))

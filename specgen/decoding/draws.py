@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specgen.decoding.acceptance import Rule, textbook, textbook_codebooks
 from specgen.decoding.lane import Lane, Where
-from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms
+from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
 from specgen.decoding.sampling import Sampling, perturbed_argmax, process
 
 
@@ -57,6 +57,10 @@ class Draws:
                 (len(frames), K, max(frames)), torch.nan, dtype=torch.float64
             )
         self._textbook = (False,) * K
+        # Whether a correction voids every open guess; such guesses are drawn anew, with new noise.
+        self.forgetful = rule is Rule.REJECTION
+        self._attempts: dict[tuple[int, int, int], int] = {}
+        self._seeds = tuple(seeds)
         if sampling.greedy:
             return
 
@@ -90,14 +94,30 @@ class Draws:
         if not any(self._textbook):
             return perturbed_argmax(logits, _noise(self._token, where))
         noise = torch.empty_like(logits)
-        for private, source in ((True, self._draft), (False, self._token)):
-            at = [i for i, (_, _, c) in enumerate(where) if self._textbook[c.k] is private]
+        private = [i for i, (_, _, c) in enumerate(where) if self._textbook[c.k]]
+        shared = [i for i, (_, _, c) in enumerate(where) if not self._textbook[c.k]]
+        for at, draw in ((private, self._private), (shared, self._shared)):
             if at:
-                noise[at] = _noise(source, [where[i] for i in at]).to(noise.dtype)
+                noise[at] = draw([where[i] for i in at]).to(noise.dtype)
         for (r, _, c), row in zip(where, logits, strict=True):
             if self._textbook[c.k]:
                 self._drafted[r, c.t, c.k] = row
         return perturbed_argmax(logits, noise)
+
+    def _shared(self, where: Where) -> Tensor:
+        return _noise(self._token, where)
+
+    def _private(self, where: Where) -> Tensor:
+        """Noise of guesses for the textbook test: `[M, card]`."""
+        if not self.forgetful:
+            return _noise(self._draft, where)
+        rows = []
+        for r, _, c in where:
+            attempt = self._attempts[r, c.t, c.k] = self._attempts.get((r, c.t, c.k), -1) + 1
+            stream = c.k + len(self._textbook) * attempt
+            noise = gumbels(self._seeds[r], Purpose.DRAFT, stream, c.t, 1, self._token.card)
+            rows.append(torch.from_numpy(noise[0]))
+        return torch.stack(rows).to(self._uniform.device)
 
     def judge(
         self, logits: Tensor, where: Where, guesses: Tensor, guessed: Sequence[bool]

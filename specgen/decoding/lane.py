@@ -92,6 +92,7 @@ class Lane:
                 self._sequence[r, :, : pattern.steps] = pattern.build(grid, self.card)[0]
         self.known = [0] * len(rows.frames)
         self.fed = [0] * len(rows.frames)
+        self._final = [0] * len(rows.frames)  # steps up to here hold final tokens only
         self._finished = [list(accumulate(len(step) for step in p.layout)) for p in self.patterns]
         for r in range(len(rows.frames)):
             self.skip_known(r, self)
@@ -180,6 +181,15 @@ class Lane:
         """A token of `step` has changed: what was fed or guessed from there on is void."""
         self.known[row] = min(self.known[row], step)
         self.fed[row] = min(self.fed[row], step)
+
+    def forget(self, row: int, lead: Lane) -> None:
+        """Void every guess that is not final."""
+        layout = self.patterns[row].layout
+        step = self._final[row]
+        while step < self.last[row] and all(lead.holds(row, coord) for coord in layout[step + 1]):
+            step += 1
+        self._final[row] = step
+        self.rewind(row, step)
 
     def frames_done(self, row: int) -> int:
         """Settled tokens, in frames."""

@@ -244,6 +244,8 @@ def _verify(
         lead.commit(r, final)
         if follow is not None and rewind:
             follow.rewind(r, min(rewind))
+            if draws.forgetful:
+                follow.forget(r, lead)
     pick = torch.tensor(keep, device=tokens.device)
     kept = [where[i] for i in keep]
     lead.put(kept, tokens[pick])

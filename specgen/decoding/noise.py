@@ -85,7 +85,8 @@ class NoiseField:
         device: torch.device,
     ) -> None:
         self._seeds = tuple(seeds)
-        self._codebooks, self._card, self._purpose = codebooks, card, purpose
+        self.card = card
+        self._codebooks, self._purpose = codebooks, purpose
         self._blocks = -(-max(frames) // _FRAMES)
         shape = (len(seeds) * self._blocks, _FRAMES * codebooks, card)
         self._field = torch.empty(shape, device=device)
@@ -94,7 +95,7 @@ class NoiseField:
     def _make(self, block: int) -> None:
         row, place = divmod(block, self._blocks)
         parts = [
-            gumbels(self._seeds[row], self._purpose, k, place * _FRAMES, _FRAMES, self._card)
+            gumbels(self._seeds[row], self._purpose, k, place * _FRAMES, _FRAMES, self.card)
             for k in range(self._codebooks)
         ]
         whole = torch.from_numpy(np.stack(parts, axis=1)).flatten(0, 1)  # [frames * K, card]
