@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from specgen.checkpoints.native import LMCheckpoint, codec_id
+from specgen.decoding.loop import steps_per_frame
 from specgen.errors import UserError
 from specgen.lm.conditioning import WordEncoder, WordEncoderConfig, close_synonyms
 from specgen.lm.config import LMConfig
@@ -130,7 +132,7 @@ def inherit(recipe: LMRecipe, parent: LMCheckpoint) -> LMCheckpoint:
 
     Between different patterns the special token changes its part (in `flatten` three of the four
     places of every column hold it): it starts as the mean of its codebook's embeddings, so that the
-    layers above see columns like those they know.
+    layers above see columns like those they know. And a frame takes more steps: see `stretch`.
 
     Raises:
         UserError: the shapes differ.
@@ -142,7 +144,26 @@ def inherit(recipe: LMRecipe, parent: LMCheckpoint) -> LMCheckpoint:
     if parent.pattern != recipe.pattern:
         tables = parent.lm.embedding.weight.data.view(recipe.lm.codebooks, recipe.lm.card + 1, -1)
         tables[:, -1] = tables[:, :-1].mean(dim=1)
+        stretch(parent.lm, steps_per_frame(recipe.pattern) / steps_per_frame(parent.pattern))
     codec = codec_id(Path(recipe.codec))
     return replace(
         parent, name=recipe.name, pattern=recipe.pattern, codec=codec, training={}, sha256=""
     )
+
+
+def stretch(lm: MusicLM, factor: float) -> None:
+    """Make rotary attention look `factor` times as many positions back as it did.
+
+    RoPE's frequencies fall by one ratio from pair to pair, so handing each pair's weights on to a
+    slower pair stretches all distances alike; `max_period` decides how many pairs that takes, and
+    the nearest whole number is used. The slowest pairs, which hardly turn, come round to the front.
+    """
+    config = lm.config
+    if config.positions == "sin":
+        return
+    pairs = config.head_dim // 2
+    shift = round(math.log(factor) / math.log(config.max_period) * pairs)
+    turned = config.dim + config.kv_heads * config.head_dim
+    for block in lm.transformer.blocks:
+        weight = block.get_submodule("attention.qkv").get_parameter("weight").data[:turned]
+        weight.copy_(weight.view(-1, pairs, 2, config.dim).roll(shift, dims=1).view_as(weight))

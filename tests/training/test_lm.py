@@ -14,6 +14,9 @@ import torch
 from specgen.checkpoints.native import CodecId, LMCheckpoint, load_lm
 from specgen.checkpoints.plain import from_plain
 from specgen.errors import UserError
+from specgen.lm.config import LMConfig
+from specgen.lm.model import MusicLM
+from specgen.lm.transformer import rotate, rotations
 from specgen.patterns import PatternSpec
 from specgen.training import acceptance, lm, models, optimise
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops, write_batch
@@ -154,6 +157,8 @@ def test_flatten_starts_from_delay(recipe: dict[str, Any], tmp_path: Path) -> No
     child = lm.Trainer(settings(recipe, **changes)).model
     parent = load_lm(Path(recipe["export"]))
     assert torch.equal(child.lm.heads.weight, parent.lm.heads.weight)
+    qkv = "transformer.blocks.0.attention.qkv.weight"
+    assert not torch.equal(child.lm.get_parameter(qkv), parent.lm.get_parameter(qkv))
     tables = child.lm.embedding.weight.view(K, CARD + 1, -1)
     assert torch.allclose(tables[:, -1], tables[:, :-1].mean(1))
     wider = recipe["lm"] | {"ff_dim": 48}
@@ -317,3 +322,27 @@ def test_muon_resumes_too(recipe: dict[str, Any]) -> None:
     assert trainer.update() == resumed.update()
     with pytest.raises(UserError, match="optimizer"):
         settings(recipe, optimizer="sgd")
+
+
+def test_stretching_makes_attention_look_further_back() -> None:
+    """With max_period 2^8 and 8 pairs, a factor of 2 is one pair; the slowest pair is silent."""
+    config = LMConfig(
+        codebooks=1, card=4, dim=32, heads=2, layers=1, ff_dim=8, positions="rope", max_period=256.0
+    )
+    torch.manual_seed(0)
+    model = MusicLM(config).double().requires_grad_(False)
+    attention = model.transformer.blocks[0].get_submodule("attention")
+    weight = attention.get_parameter("qkv.weight")
+    weight[:64].view(4, 8, 2, 32)[:, -1] = 0
+
+    def score(back: int) -> torch.Tensor:
+        places = torch.tensor([[0, back]])
+        turn = rotations(places, 16, 256.0, 1.0)
+        x = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(1)).double()
+        heads = rotate((x @ weight[:64].T).view(1, 2, 4, 16).transpose(1, 2), turn)
+        return (heads[0, :2, 1] * heads[0, 2:, 0]).sum(-1)
+
+    before = [score(back) for back in (1, 5)]
+    models.stretch(model, 2.0)
+    after = [score(back) for back in (2, 10)]
+    assert torch.allclose(torch.stack(before), torch.stack(after), atol=1e-5)
