@@ -118,6 +118,7 @@ def save_codec(codec: EmbeddedCodec, folder: Path) -> None:
     weights = {name: value.half().contiguous() for name, value in codec.state_dict().items()}
     partial = folder / (WEIGHTS_NAME + ".partial")
     save_file(weights, partial)
+    partial.chmod(0o644)  # safetensors leaves it readable by its owner alone
     os.replace(partial, folder / WEIGHTS_NAME)
     partial = folder / (CONFIG_NAME + ".partial")
     OmegaConf.save(OmegaConf.structured(codec.config), partial)

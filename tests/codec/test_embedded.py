@@ -54,7 +54,7 @@ def test_shapes_and_ranges(kind: str) -> None:
     for samples, frames in ((3200, 10), (3201, 11), (1, 1)):
         codes = codec.encode(noise(2, samples))
         assert codes.shape == (2, 4, frames) and codes.dtype == torch.int64
-        assert 0 <= int(codes.min()) and int(codes.max()) < codec.card
+        assert int(codes.min()) >= 0 and int(codes.max()) < codec.card
         wav = codec.decode(codes)
         assert wav.shape == (2, 1, 320 * frames) and wav.dtype == torch.float32
         assert torch.isfinite(wav).all()
