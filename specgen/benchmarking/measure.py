@@ -17,8 +17,7 @@ from torch import Tensor
 from specgen.benchmarking.cases import Case, sampling_dict
 from specgen.benchmarking.machine import commit, machine_card, versions
 from specgen.benchmarking.rows import Document, Row
-from specgen.benchmarking.timing import Samples, alternate, ratio
-from specgen.benchmarking.timing import warnings as doubts
+from specgen.benchmarking.timing import Samples, alternate, busy, far_off, ratio
 from specgen.checkpoints.native import LMCheckpoint
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.lane import Role
@@ -148,8 +147,11 @@ def measure(cases: Sequence[Case], plan: Plan, say: Callable[[str], None]) -> Do
         },
     )
     trials.sort(key=lambda t: t.case.group)  # a stable sort: alone stays before pairs
+    taken: list[Samples] = []
     for _, members in groupby(trials, key=lambda t: t.case.group):
-        _measure_group(list(members), plan, document, say)
+        taken += _measure_group(list(members), plan, document, say)
+    disturbed = busy(taken, torch.get_num_threads())
+    document.warnings += [disturbed] if disturbed else []
     longest = max(trials, key=lambda t: t.case.duration)
     document.codec_seconds = _codec_seconds(longest)
     return document
@@ -195,7 +197,7 @@ def _trial(case: Case, engine: Engine, plan: Plan) -> Trial:
 
 def _measure_group(
     trials: list[Trial], plan: Plan, document: Document, say: Callable[[str], None]
-) -> None:
+) -> list[Samples]:
     turn = 0
 
     def before(place: int, this: int) -> None:
@@ -216,19 +218,20 @@ def _measure_group(
         before=before,
     )
     alone = {t.case.reference: i for i, t in enumerate(trials) if t.case.draft is None}
-    threads = document.machine["threads"]
     for i, trial in enumerate(trials):
         row = _row(trial, samples[i])
         at = alone.get(trial.case.reference)
         if trial.case.draft is not None and at is not None:
             _compare(row, trial, samples[i], trials[at], samples[at])
         document.rows.append(row)
-        document.warnings += doubts(_title(trial.case), samples[i], threads)
+        doubt = far_off(_title(trial.case), samples[i])
+        document.warnings += [doubt] if doubt else []
         if row.identical is not None and row.identical < 1:
             document.warnings.append(
                 f"{_title(trial.case)}: only {100 * row.identical:.2f} % of the tokens are the "
                 "verifier's own; specgen compare shows where they part"
             )
+    return list(samples.values())
 
 
 def _title(case: Case) -> str:

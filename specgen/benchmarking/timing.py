@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -107,20 +107,27 @@ def outliers(values: list[float]) -> list[int]:
     return [i for i, v in enumerate(values) if abs(v - middle) > OUTLIER * scale]
 
 
-def warnings(label: str, samples: Samples, threads: int) -> list[str]:
-    """What makes a row's times doubtful, in words."""
-    said = []
+def far_off(label: str, samples: Samples) -> str | None:
+    """A warning if some of a row's runs are outliers."""
     far = outliers(samples.wall)
-    if far:
-        worst = max((samples.wall[i] for i in far), key=lambda v: abs(v - samples.median))
-        said.append(
-            f"{label}: {len(far)} of {len(samples.wall)} runs are outliers "
-            f"({worst:.3f} s beside a median of {samples.median:.3f} s)"
-        )
-    stretch = samples.median / samples.cpu_median
-    if threads == 1 and stretch > BUSY:
-        said.append(
-            f"{label}: the clock ran {stretch:.2f} times as long as the process: "
-            "the machine was busy with something else"
-        )
-    return said
+    if not far:
+        return None
+    worst = max((samples.wall[i] for i in far), key=lambda v: abs(v - samples.median))
+    return (
+        f"{label}: {len(far)} of {len(samples.wall)} runs are outliers "
+        f"({worst:.3f} s beside a median of {samples.median:.3f} s)"
+    )
+
+
+def busy(rows: Iterable[Samples], threads: int) -> str | None:
+    """A warning if the clock ran well ahead of the process: something else had the processor.
+
+    With several threads the two cannot be compared.
+    """
+    stretches = [row.median / row.cpu_median for row in rows] if threads == 1 else []
+    if not stretches or max(stretches) <= BUSY:
+        return None
+    return (
+        f"the machine was busy: the clock ran {min(stretches):.2f} to {max(stretches):.2f} times "
+        "as long as the process; trust the speed-up in process time"
+    )

@@ -41,7 +41,9 @@ def bench(
     draft_frames: Annotated[
         str | None, typer.Option(help="Draft lengths: 1,2,4,8,auto; the preset's if left out.")
     ] = None,
-    rule: Annotated[str | None, typer.Option(help="coupled,mixed,rejection.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help=f"Accept rules: {','.join(config.RULES)}.")
+    ] = None,
     draft_temperature: Annotated[
         list[str] | None,
         typer.Option(help="One value a codebook: 1,0.3,0.5,0.7. Give it again for another row."),

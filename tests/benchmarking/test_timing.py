@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from specgen.benchmarking.timing import Samples, alternate, outliers, ratio, warnings
+from specgen.benchmarking.timing import Samples, alternate, busy, far_off, outliers, ratio
 
 
 def test_sides_take_turns_and_warm_up_is_not_counted() -> None:
@@ -64,11 +64,17 @@ def test_outliers_are_found_and_agreement_is_left_alone() -> None:
     assert outliers([1.0]) == []
 
 
-def test_doubts_name_the_row() -> None:
-    quiet = Samples([1.0, 1.0, 1.0], [0.98, 0.99, 1.0])
-    busy = Samples([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+def test_an_outlier_is_named() -> None:
     spiky = Samples([1.0, 1.0, 1.0, 9.0], [1.0, 1.0, 1.0, 1.0])
-    assert warnings("x", quiet, 1) == []
-    assert "x: the clock ran 2.00 times" in warnings("x", busy, 1)[0]
-    assert warnings("x", busy, 2) == []  # two threads: process time says nothing
-    assert "1 of 4 runs are outliers (9.000 s" in warnings("x", spiky, 1)[0]
+    said = far_off("x", spiky)
+    assert said is not None and "x: 1 of 4 runs are outliers (9.000 s" in said
+    assert far_off("x", Samples([1.0, 1.0], [1.0, 1.0])) is None
+
+
+def test_a_busy_machine_is_named_once() -> None:
+    quiet = Samples([1.0, 1.0, 1.0], [0.98, 0.99, 1.0])
+    slowed = Samples([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+    said = busy([quiet, slowed], threads=1)
+    assert said is not None and "1.01 to 2.00 times" in said
+    assert busy([quiet], threads=1) is None
+    assert busy([slowed], threads=2) is None  # process time counts every thread
