@@ -5,6 +5,7 @@ from __future__ import annotations
 MAX_STEPS = 48
 _PRIOR_JUDGED = 8.0  # weight of the prior acceptance, in judged steps
 _FORGET = 0.98
+_PROBE = 24  # rounds without a draft before one is tried again
 
 
 class Line:
@@ -62,7 +63,8 @@ class AutoLength:
 
     With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a
     round (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the
-    drafter's steps, both taken as straight lines in m and measured as the decode runs.
+    drafter's steps, both taken as straight lines in m and measured as the decode runs. Where no
+    draft pays, m is 0 (the verifier alone), with a draft now and then to see whether that is still so.
 
     Args:
         steps_a_draft_step: verifier steps that one drafter step covers (K for delay to flatten).
@@ -74,6 +76,7 @@ class AutoLength:
     def __init__(self, steps_a_draft_step: float, *, clocked: bool) -> None:
         self._clocked = clocked
         self._scale: float | None = None
+        self._idle = 0
         self._accepted, self._judged = 0.65 * _PRIOR_JUDGED, _PRIOR_JUDGED
         # In units of a one-column verifier pass; the shape seen on CPUs at embedded sizes.
         self._verify = Line(0.9, 0.1)
@@ -94,7 +97,8 @@ class AutoLength:
         """Learn from one round: steps accepted of those judged, drafter steps and costs."""
         self._accepted = _FORGET * self._accepted + accepted
         self._judged = _FORGET * self._judged + judged
-        self._draft_steps.add(length, draft_steps)
+        if length:
+            self._draft_steps.add(length, draft_steps)
         if not self._clocked:
             return
         if self._scale is None:
@@ -110,6 +114,9 @@ class AutoLength:
 
         def pace(m: int) -> float:
             committed = (1 - rate ** (m + 1)) / (1 - rate)
-            return committed / (self._verify.at(m + 1) + self._draft_step * self._draft_steps.at(m))
+            drafting = self._draft_step * self._draft_steps.at(m) if m else 0.0
+            return committed / (self._verify.at(m + 1) + drafting)
 
-        return max(range(1, MAX_STEPS + 1), key=pace)
+        best = max(range(1, MAX_STEPS + 1), key=pace)
+        self._idle = 0 if pace(best) > pace(0) or self._idle >= _PROBE else self._idle + 1
+        return 0 if self._idle else best

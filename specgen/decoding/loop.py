@@ -128,7 +128,7 @@ def decode(
         ahead = lengths.choose() if follow is not None else 0
         ends = {r: min(lead.known[r] + ahead, lead.last[r]) for r in active}
         drafted = 0
-        if follow is not None:
+        if follow is not None and ahead:
             drafted = _draft(lead, follow, draws, ends, stats)
         middle = time.perf_counter()
         judged, accepted, columns = _verify(lead, follow, draws, ends, stats)
