@@ -11,8 +11,8 @@ _PROBE = 24  # rounds without a draft before one is tried again
 class Line:
     """A running least-squares line cost = fixed + slope * size, older points weighing less.
 
-    It starts as a guess of the line's *shape*; the first measured cost sets its scale, and the guess
-    then fades as points come in.
+    It starts as a guess of the line's *shape*; the first measured cost sets its scale, and the
+    guess then fades as points come in.
     """
 
     def __init__(self, fixed: float, slope: float) -> None:
@@ -64,7 +64,7 @@ class AutoLength:
     With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a
     round (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the
     drafter's steps, both taken as straight lines in m and measured as the decode runs. Where no
-    draft pays, m is 0 (the verifier alone), with a draft now and then to see whether that is still so.
+    draft pays, m is 0 (the verifier alone), with a draft now and then to see whether it would.
 
     Args:
         steps_a_draft_step: verifier steps that one drafter step covers (K for delay to flatten).
