@@ -2,10 +2,10 @@
 
     python docs/scripts/identity.py embedded embedded-dual embedded-delay --duration 8
 
-For each preset: one clip by the verifier alone, then with the drafter at every draft length, alone and
-as one of a batch of four. Where tokens differ, the margin between the two best perturbed logits at the
-first difference (in the verifier's order) tells a rounding tie (below 1e-4) from a fault. Prints one
-JSON document; exit code 1 if a difference is no tie.
+For each preset: one clip by the verifier alone, then with the drafter at every draft length, alone
+and as one of a batch of four. Where tokens differ, the margin between the two best perturbed logits
+at the first difference (in the verifier's order) tells a rounding tie (below 1e-4) from a fault.
+Prints one line a run; exit code 1 if a difference is no tie.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from specgen.errors import UserError
 
-_WORD = re.compile(r"[a-z]+|\d+(?:/\d+)?")
+_WORD = re.compile(r"[^\W\d_]+|\d+(?:/\d+)?")
 
 
 def split_words(text: str) -> list[str]:

@@ -106,3 +106,7 @@ def test_synonyms_are_closed_over_the_vocabulary() -> None:
 def test_senseless_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         WordEncoderConfig(**options)  # type: ignore[arg-type]
+
+
+def test_words_of_any_script_are_seen() -> None:
+    assert split_words("Ein fröhlicher Jig, 6/8 – ジグ!") == ["ein", "fröhlicher", "jig", "6/8", "ジグ"]
