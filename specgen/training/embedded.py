@@ -23,7 +23,8 @@ from specgen.training.recipes import load_recipe
 RECIPES = Path(__file__).parents[2] / "presets" / "train"
 FIRST = ("data", "codec")
 CHAINS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("base-delay", "base-flatten"), ("small-delay",)),
+    (("base-delay",), ("small-delay",)),
+    (("base-flatten",),),
     (("base-delay-distilled",), ("small-delay-distilled",)),
 )
 

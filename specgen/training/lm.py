@@ -124,6 +124,7 @@ class Trainer:
                 if self.seconds - saved > 60 * recipe.save_every_minutes:
                     self.save()
                     saved = self.seconds
+                    self.teacher = None  # read again: it may be in training itself
             log.write(self._line(self.validate()))
         self.save()
         self.average.swap()
