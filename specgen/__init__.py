@@ -7,7 +7,8 @@ package loads no torch; using it does.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specgen.engine import Clip, Engine, Request, Settings, load
+    from specgen.engine import Clip, Engine, Request, load
+    from specgen.settings import Settings
 
 __version__ = "0.1.0"
 __all__ = ["Clip", "Engine", "Request", "Settings", "__version__", "load"]
@@ -15,7 +16,7 @@ __all__ = ["Clip", "Engine", "Request", "Settings", "__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from specgen import engine
+        from specgen import engine, settings
 
-        return getattr(engine, name)
+        return settings.Settings if name == "Settings" else getattr(engine, name)
     raise AttributeError(f"module 'specgen' has no attribute {name!r}")

@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from specgen.checkpoints.native import embedded_folder
-from specgen.checkpoints.plain import load_yaml
 from specgen.errors import UserError
+
+# omegaconf and yaml are imported where they are used: `specgen --help` needs neither.
 
 SCHEMA = 1
 DTYPES = ("float32", "bfloat16", "float16")
+MISSING = "???"  # omegaconf's mark of a value that has no default
 RULES = ("coupled", "mixed", "keep", "rejection")
 
 
@@ -111,12 +109,16 @@ class Preset:
     def folder(self, reference: str) -> Path:
         """The folder a checkpoint reference means."""
         if reference.startswith("embedded:"):
+            from specgen.checkpoints.native import embedded_folder
+
             return embedded_folder(reference.removeprefix("embedded:"))
         path = Path(reference).expanduser()
         return path if path.is_absolute() else self.path.parent / path
 
     def yaml(self) -> str:
         """The resolved preset as YAML."""
+        from omegaconf import OmegaConf
+
         return OmegaConf.to_yaml(OmegaConf.structured(self.node))
 
 
@@ -163,6 +165,11 @@ def load_preset(name: str) -> Preset:
     Raises:
         UserError: no such preset, unreadable YAML, unknown keys, wrong types, values out of range.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from specgen.checkpoints.plain import load_yaml
+
     path = find_preset(name)
     values = load_yaml(path)
     _refuse_interpolation(values, path)
@@ -181,6 +188,8 @@ def load_preset(name: str) -> Preset:
 
 def fingerprint(node: PresetNode) -> str:
     """sha256 of the resolved values that can change the result (the description cannot)."""
+    from omegaconf import OmegaConf
+
     values = OmegaConf.to_container(OmegaConf.structured(node))
     assert isinstance(values, dict)
     values.pop("description", None)

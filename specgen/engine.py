@@ -21,7 +21,7 @@ from torch import Tensor
 from specgen.checkpoints.native import CodecId, LMCheckpoint, codec_id, load_lm
 from specgen.codec.base import Codec
 from specgen.codec.embedded import load_codec
-from specgen.config import Preset, SamplingNode, check_sampling, load_preset, parse_draft_frames
+from specgen.config import Preset, check_sampling, load_preset
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import Drafting, Progress, capacity, decode, steps_per_frame
@@ -30,6 +30,7 @@ from specgen.decoding.stats import DecodeStats
 from specgen.devices import choose_device, choose_dtype, describe_device, versions
 from specgen.errors import UserError
 from specgen.lm.model import LMSession
+from specgen.settings import Settings
 
 SIDECAR_SCHEMA = 1
 _SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/benchmarks.md)
@@ -43,80 +44,6 @@ class Request:
     seed: int
     duration: float | None = None
     id: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How clips are made: a preset's values with what the user changed.
-
-    Attributes:
-        sampling: temperature, top-k, top-p and CFG coefficient.
-        rule: the accept rule's name.
-        draft_frames: draft length, None for auto.
-        draft_temperatures: one a codebook, or empty.
-        drafter_cfg: whether the drafter is guided too.
-        allow_biased: accept a rule that changes the distribution.
-    """
-
-    sampling: SamplingNode
-    rule: str = "coupled"
-    draft_frames: int | None = None
-    draft_temperatures: tuple[float, ...] = ()
-    drafter_cfg: bool = True
-    allow_biased: bool = False
-
-    @classmethod
-    def of(cls, preset: Preset) -> Settings:
-        """The preset's own settings."""
-        speculation = preset.node.speculation
-        return cls(
-            replace(preset.node.sampling),
-            speculation.rule,
-            parse_draft_frames(speculation.draft_frames, preset.name),
-            tuple(speculation.draft_temperatures),
-            preset.drafter.cfg if preset.drafter else True,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For sidecars: what with the seed decides the tokens."""
-        sampling = self.sampling
-        return {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "cfg": sampling.cfg,
-            "rule": self.rule,
-            "draft_frames": "auto" if self.draft_frames is None else self.draft_frames,
-            "draft_temperatures": list(self.draft_temperatures),
-            "drafter_cfg": self.drafter_cfg,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Settings:
-        """The inverse of `as_dict`.
-
-        Raises:
-            UserError: missing or wrong values.
-        """
-        try:
-            sampling = SamplingNode(
-                float(values["temperature"]),
-                int(values["top_k"]),
-                float(values["top_p"]),
-                float(values["cfg"]),
-            )
-            check_sampling(sampling, "sampling")
-            return cls(
-                sampling,
-                Rule(values["rule"]).value,
-                parse_draft_frames(values["draft_frames"], "sampling.draft_frames"),
-                tuple(map(float, values["draft_temperatures"])),
-                bool(values["drafter_cfg"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"the sidecar's sampling cannot be read: {error!r}; it is damaged"
-            ) from None
 
 
 @dataclass
@@ -427,6 +354,6 @@ def _check_settings(
     if is_biased(Rule(settings.rule), drafter.pattern.of(64), verifier.pattern.of(64)):
         raise UserError(
             f"rule {settings.rule} changes the music when a {drafter.pattern.kind} model drafts "
-            f"for a {verifier.pattern.kind} model (docs/exactness.md); use coupled, mixed or keep, or "
-            "add --allow-biased"
+            f"for a {verifier.pattern.kind} model (docs/exactness.md); use coupled, mixed or keep, "
+            "or add --allow-biased"
         )

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from specgen.config import SamplingNode
-from specgen.engine import Request, Settings, load
+from specgen.engine import Request, load
 from specgen.errors import UserError
+from specgen.settings import Settings
 from tests.conftest import make_codec, make_lm
 
 

@@ -18,7 +18,8 @@ from specgen.errors import UserError
 
 if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
-    from specgen.engine import Clip, Engine, Settings
+    from specgen.engine import Clip, Engine
+    from specgen.settings import Settings
 
 FORMATS = ("wav", "flac", "ogg")
 
@@ -200,7 +201,7 @@ def target_paths(
 
 def _settings(job: Job, changes: dict[str, Any], *, allow_biased: bool) -> Settings:
     """The preset's settings (or the sidecar's) with what the command line changes."""
-    from specgen.engine import Settings
+    from specgen.settings import Settings
 
     if job.sidecar is not None:
         settings = Settings.from_dict(job.sidecar["sampling"])

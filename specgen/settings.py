@@ -1,0 +1,84 @@
+"""How clips are made: what a preset says, a command line changes and a sidecar records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specgen.config import Preset, SamplingNode, check_sampling, parse_draft_frames
+from specgen.decoding.acceptance import Rule
+from specgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How clips are made: a preset's values with what the user changed.
+
+    Attributes:
+        sampling: temperature, top-k, top-p and CFG coefficient.
+        rule: the accept rule's name.
+        draft_frames: draft length, None for auto.
+        draft_temperatures: one a codebook, or empty.
+        drafter_cfg: whether the drafter is guided too.
+        allow_biased: accept a rule that changes the distribution.
+    """
+
+    sampling: SamplingNode
+    rule: str = "coupled"
+    draft_frames: int | None = None
+    draft_temperatures: tuple[float, ...] = ()
+    drafter_cfg: bool = True
+    allow_biased: bool = False
+
+    @classmethod
+    def of(cls, preset: Preset) -> Settings:
+        """The preset's own settings."""
+        speculation = preset.node.speculation
+        return cls(
+            replace(preset.node.sampling),
+            speculation.rule,
+            parse_draft_frames(speculation.draft_frames, preset.name),
+            tuple(speculation.draft_temperatures),
+            preset.drafter.cfg if preset.drafter else True,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For sidecars: what with the seed decides the tokens."""
+        sampling = self.sampling
+        return {
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "cfg": sampling.cfg,
+            "rule": self.rule,
+            "draft_frames": "auto" if self.draft_frames is None else self.draft_frames,
+            "draft_temperatures": list(self.draft_temperatures),
+            "drafter_cfg": self.drafter_cfg,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """The inverse of `as_dict`.
+
+        Raises:
+            UserError: missing or wrong values.
+        """
+        try:
+            sampling = SamplingNode(
+                float(values["temperature"]),
+                int(values["top_k"]),
+                float(values["top_p"]),
+                float(values["cfg"]),
+            )
+            check_sampling(sampling, "sampling")
+            return cls(
+                sampling,
+                Rule(values["rule"]).value,
+                parse_draft_frames(values["draft_frames"], "sampling.draft_frames"),
+                tuple(map(float, values["draft_temperatures"])),
+                bool(values["drafter_cfg"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the sidecar's sampling cannot be read: {error!r}; it is damaged"
+            ) from None
