@@ -21,6 +21,8 @@ class TableScorer:
         seed: of the table.
         spread: scale of the logits.
         near, noise: start from another scorer's table and add noise of this scale.
+        period: forget everything at each multiple of this many steps, so that one long decode holds
+            many independent samples. None never forgets.
     """
 
     device = torch.device("cpu")
@@ -36,10 +38,11 @@ class TableScorer:
         spread: float = 1.5,
         near: "TableScorer | None" = None,
         noise: float = 0.0,
+        period: int | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.card, self.capacity, self.codebooks = card, capacity, codebooks
-        self.size = 4093
+        self.size, self.period = 4093, period
         fresh = rng.normal(size=(self.size, codebooks, card))
         if near is None:
             self.table = torch.from_numpy(fresh * spread)
@@ -58,7 +61,10 @@ class TableScorer:
         rows = torch.arange(len(starts))
         at = torch.tensor(starts)
         for i in range(tokens.shape[-1]):
-            self.state[rows, at + 1] = self.fold(self.state[rows, at], tokens[:, :, i])
+            folded = self.fold(self.state[rows, at], tokens[:, :, i])
+            if self.period is not None:
+                folded = folded.where(at % self.period > 0, 0)
+            self.state[rows, at + 1] = folded
             at = at + 1
         return torch.tensor(starts)
 
