@@ -28,7 +28,7 @@ _QUINTICS = (
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Roughly the nearest semi-orthogonal matrix: most singular values end between 0.5 and 1.6."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (1.01 * wide.norm() + 1e-7)
+    x: Tensor = wide / (1.01 * wide.norm() + 1e-7)
     for a, b, c in _QUINTICS:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(params), defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for value in group["params"]:
                 state = self.state[value]
@@ -72,7 +72,10 @@ def optimizers(
     Embeddings, heads and vectors always learn by AdamW; only matrices decay. A row of an embedding
     table is touched by few tokens, so it bears a rate `embedding_scale` times as high.
     """
-    inner, heads, tables, vectors = [], [], [], []
+    inner: list[Tensor] = []
+    heads: list[Tensor] = []
+    tables: list[Tensor] = []
+    vectors: list[Tensor] = []
     for module in modules:
         for name, value in module.named_parameters():
             if "embedding" in name:

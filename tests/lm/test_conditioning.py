@@ -109,4 +109,6 @@ def test_senseless_options_are_refused(options: dict[str, object]) -> None:
 
 
 def test_words_of_any_script_are_seen() -> None:
-    assert split_words("Ein fröhlicher Jig, 6/8 – ジグ!") == ["ein", "fröhlicher", "jig", "6/8", "ジグ"]
+    assert split_words("Ein fröhlicher Jig, 6/8: ジグ!") == [
+        *("ein", "fröhlicher", "jig", "6/8", "ジグ")
+    ]
