@@ -1,4 +1,4 @@
-"""Toy models for the decode loop: their logits are a table of the columns they have really been fed."""
+"""Toy models for the decode loop: their logits are a table of the columns really fed."""
 
 from collections.abc import Sequence
 from itertools import product

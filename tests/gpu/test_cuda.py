@@ -1,4 +1,4 @@
-"""What needs a CUDA card: the same tokens as the CPU in float64, and identity on the card itself."""
+"""What needs a CUDA card: the CPU's tokens in float64, and identity on the card itself."""
 
 import copy
 
