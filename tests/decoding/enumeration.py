@@ -3,8 +3,8 @@
 With two entries a coordinate's Gumbel noise matters only through the difference D of its two
 values, which is logistic. A draw with log-odds a gives entry 1 exactly if D > -a. So all draws that
 share a coordinate's noise, in whatever contexts, are cuts of one interval, and their joint
-distribution is exact: no sampling, no approximation. `enumerate_decodes` runs `decode` once for every possible
-sequence of outcomes and adds up the probabilities of the grids it ends with.
+distribution is exact: no sampling, no approximation. `enumerate_decodes` runs `decode` once for
+every possible sequence of outcomes and adds up the probabilities of the grids it ends with.
 """
 
 import math
