@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 import numpy as np
@@ -27,20 +30,71 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the folder cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with together(path) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def together(*paths: Path) -> Iterator[tuple[IO[bytes], ...]]:
+    """Files that appear under their names, in this order, once all of them are complete.
+
+    Raises:
+        OSError: a folder cannot be written.
+    """
+    names: list[str] = []
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with contextlib.ExitStack() as stack:
+            files: list[IO[bytes]] = []
+            for path in paths:
+                handle, name = tempfile.mkstemp(
+                    prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent
+                )
+                names.append(name)
+                files.append(stack.enter_context(os.fdopen(handle, "wb")))
+            yield tuple(files)
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp makes private files
-        os.replace(name, path)
+        for name in names:
+            os.chmod(name, 0o666 & ~mask)  # mkstemp makes private files
+        _rename_all(names, paths)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
         raise
+
+
+def _rename_all(names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Rename all or none: Ctrl-C waits for the last one, an error takes the others away."""
+    placed: list[Path] = []
+    with _uninterrupted():
+        try:
+            for name, path in zip(names, paths, strict=True):
+                os.replace(name, path)
+                placed.append(path)
+        except OSError:
+            for path in placed:
+                path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C within is acted on at the end. Only the main thread ever sees one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught and callable(before):
+            before(*caught[0])
 
 
 def companions(audio: Path) -> tuple[Path, Path]:
@@ -49,15 +103,19 @@ def companions(audio: Path) -> tuple[Path, Path]:
 
 
 def check_target(audio: Path, *, overwrite: bool) -> None:
-    """Refuse a target before any work is done.
+    """Refuse a target before any work is done; makes nothing that stays.
 
     Raises:
         UserError: the folder cannot be made or written, or a file is in the way.
     """
+    folder = audio.parent
     try:
-        audio.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=audio.parent, prefix=".specgen-"):
+        while not folder.exists():  # the rest of the path is made when there is a clip to write
+            folder = folder.parent
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".specgen-"):
             pass
+        for path in (audio, *companions(audio)):
+            path.exists()  # a name too long for the file system
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -84,7 +142,7 @@ def write_clip(
     codes: NDArray[np.int16],
     sidecar: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write a clip's three files; the sidecar comes last, so where it is, the others are.
+    """Write a clip's three files, all or none; the folder is made if need be.
 
     Args:
         audio: target; its suffix chooses the format.
@@ -100,12 +158,11 @@ def write_clip(
     """
     kind = audio.suffix.lstrip(".").lower()
     token_path, sidecar_path = companions(audio)
-    with atomic(audio) as file:
-        samples = np.clip(wave.T, -1.0, 1.0)
-        soundfile.write(file, samples, sample_rate, format=kind.upper(), subtype=FORMATS[kind])
-    with atomic(token_path) as file:
-        np.save(file, np.ascontiguousarray(codes, dtype="<i2"), allow_pickle=False)
     full = {**sidecar, "tokens": token_path.name, "tokens_sha256": tokens_sha256(codes)}
-    with atomic(sidecar_path) as file:
-        file.write((json.dumps(full, indent=1, ensure_ascii=False) + "\n").encode())
+    audio.parent.mkdir(parents=True, exist_ok=True)
+    with together(audio, token_path, sidecar_path) as (sound, tokens, record):
+        samples = np.clip(wave.T, -1.0, 1.0)
+        soundfile.write(sound, samples, sample_rate, format=kind.upper(), subtype=FORMATS[kind])
+        np.save(tokens, np.ascontiguousarray(codes, dtype="<i2"), allow_pickle=False)
+        record.write((json.dumps(full, indent=1, ensure_ascii=False) + "\n").encode())
     return full

@@ -106,6 +106,12 @@ class Preset:
     def drafter(self) -> DrafterNode | None:
         return self.node.drafter
 
+    @property
+    def reference(self) -> str:
+        """What finds the preset again from any folder: the project's name, or an absolute path."""
+        own = self.path.resolve().parent == presets_folder().resolve()
+        return self.path.stem if own else str(self.path.resolve())
+
     def folder(self, reference: str) -> Path:
         """The folder a checkpoint reference means."""
         if reference.startswith("embedded:"):

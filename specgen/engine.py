@@ -202,8 +202,24 @@ class Engine:
             UserError: a request that cannot be met; all are checked before any work is done.
         """
         checked = [self.check(request) for request in requests]
+        if self._length_tells:
+            batch = 1
         for first in range(0, len(checked), batch):
             yield from self._generate(checked[first : first + batch], on_round)
+
+    @property
+    def _length_tells(self) -> bool:
+        """Whether clips depend on a draft length that the loop chooses for a whole batch.
+
+        They do under any rule but `coupled`, with an automatic length: decode them one by one.
+        """
+        settings = self.settings
+        return (
+            self.drafter is not None
+            and settings.draft_frames is None
+            and settings.sampling.temperature > 0
+            and Rule(settings.rule) is not Rule.COUPLED
+        )
 
     def _generate(
         self, requests: list[Request], on_round: Callable[[Progress], None] | None
@@ -289,7 +305,7 @@ class Engine:
             "prompt": clip.request.prompt,
             "unknown_words": clip.unknown_words,
             "seed": clip.request.seed,
-            "preset": self.preset.name,
+            "preset": self.preset.reference,
             "preset_sha256": self.preset.sha256,
             "checkpoints": {
                 "verifier": self.verifier.sha256,

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +56,7 @@ def test_the_hash_is_of_the_tokens_not_of_their_layout(values: list[int]) -> Non
 
 def test_a_target_is_checked_before_any_work(tmp_path: Path) -> None:
     check_target(tmp_path / "new" / "a.wav", overwrite=False)
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # no folder is made for work that may be refused
     (tmp_path / "b.npy").write_text("")
     with pytest.raises(UserError, match=r"b\.npy exists"):
         check_target(tmp_path / "b.wav", overwrite=False)
@@ -62,3 +64,49 @@ def test_a_target_is_checked_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "c.wav").mkdir()
     with pytest.raises(UserError, match="folder"):
         check_target(tmp_path / "c.wav", overwrite=True)
+    with pytest.raises(UserError, match="cannot write"):
+        check_target(tmp_path / ("x" * 300 + ".wav"), overwrite=False)
+
+
+CODES = np.arange(40, dtype=np.int16).reshape(4, 10)
+SILENCE = np.zeros((1, 3200), dtype=np.float32)
+
+
+def test_a_clips_three_files_appear_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = tmp_path / "new" / "clip.wav"
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(OSError, match="No space"):
+            write_clip(target, SILENCE, 16000, CODES, {})
+    assert list(target.parent.iterdir()) == []
+    write_clip(target, SILENCE, 16000, CODES, {})
+    before = {path: path.read_bytes() for path in target.parent.iterdir()}
+    assert len(before) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", full)
+        with pytest.raises(OSError, match="No space"):
+            write_clip(target, SILENCE + 0.5, 16000, CODES + 1, {})
+    assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
+def test_an_interrupt_between_two_files_waits_for_the_third(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def interrupted(source: str, target: Path) -> None:
+        real(source, target)
+        if target.suffix == ".wav":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_clip(tmp_path / "clip.wav", SILENCE, 16000, CODES, {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["clip.json", "clip.npy", "clip.wav"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -37,6 +37,17 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
     assert loaded.folder("embedded:x").name == "x"
 
 
+def test_a_reference_finds_the_preset_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert config.load_preset("embedded").reference == "embedded"
+    (tmp_path / "p.yaml").write_text(MINIMAL)
+    monkeypatch.chdir(tmp_path)
+    reference = config.load_preset("./p.yaml").reference
+    monkeypatch.chdir("/")
+    assert config.load_preset(reference).folder("a") == tmp_path.resolve() / "a"
+
+
 def test_the_fingerprint_is_of_the_values(tmp_path: Path) -> None:
     plain = preset(tmp_path, MINIMAL).sha256
     assert preset(tmp_path, "# words\ndescription: other\n" + MINIMAL).sha256 == plain

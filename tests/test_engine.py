@@ -30,6 +30,17 @@ def test_tokens_do_not_depend_on_drafter_length_or_batch(tiny_folder: Path, name
         assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.parametrize("rule", ["mixed", "keep"])
+@pytest.mark.parametrize("frames", [None, 2])
+def test_a_sample_does_not_depend_on_its_batch(tiny: str, rule: str, frames: int | None) -> None:
+    engine = load(tiny)
+    engine.settings = replace(engine.settings, rule=rule, draft_frames=frames)
+    asked = requests(1.6, 0.8, 1.0)
+    together = [clip.codes for clip in engine.generate(asked)]
+    alone = [next(engine.generate([request])).codes for request in asked]
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
 def test_a_clip_says_how_it_was_made(tiny: str) -> None:
     engine = load(tiny)
     (clip,) = engine.generate([Request("a jig on the zither", 3)])

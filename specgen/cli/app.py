@@ -47,8 +47,8 @@ def _options(
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code.
 
-    0 all done; 1 some clips failed; 2 something the user can mend, one line on stderr; 130
-    interrupted.
+    0 all done; 1 some clips failed, or a fault of the program; 2 something the user can mend, one
+    line on stderr; 130 interrupted.
     """
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -67,6 +67,13 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, UsageError):
             # click's own text names the option; `str` does not
             message = f"{error.format_message()} See specgen --help."
+    except Exception as error:  # a fault of ours
+        if debug:
+            traceback.print_exception(error)
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "add --debug for the traceback, and report it"
+        print(f"specgen: internal error: {what}; {hint}", file=sys.stderr)
+        return 1
     print(f"specgen: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -6,49 +6,37 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from specgen import config
+from specgen.cli import report
+from specgen.cli.job import Job, check_sidecar, read_sidecar, settings_of
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
-    from specgen.decoding.loop import Progress
-    from specgen.engine import Clip, Engine
-    from specgen.settings import Settings
+    from specgen.engine import Engine, Request
 
 FORMATS = ("wav", "flac", "ogg")
-
-
-@dataclass
-class Job:
-    """What to make, as far as it is known before a model is loaded."""
-
-    preset: config.Preset
-    prompts: list[str]
-    seed: int
-    count: int
-    duration: float | None
-    draft: bool = True
-    dtype: str | None = None
-    sidecar: dict[str, Any] | None = None  # to make again
 
 
 def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to play; several prompts make one batch.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="A preset's name, or a YAML file.")] = "embedded",
+    preset: Annotated[
+        str | None, typer.Option(help="A preset's name, or a YAML file.", show_default="embedded")
+    ] = None,
     duration: Annotated[float | None, typer.Option("--duration", "-d", help="Seconds.")] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the first clip; the next has seed + 1. Drawn if left out."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Clips a prompt.")] = 1,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Clips a prompt.", show_default="1")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A file for one clip, else a folder.")
     ] = None,
@@ -83,10 +71,17 @@ def generate(
     from_sidecar: Annotated[
         Path | None, typer.Option(help="Make the clip of this sidecar again.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="From a sidecar though preset or models changed.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="A table of statistics.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is loaded.")] = False,
 ) -> None:
     """Make clips from prompts.
 
-    Prints the path of each clip; its tokens (.npy) and its sidecar (.json) lie beside it.
+    Prints the path of each clip; its tokens (.npy) and its sidecar (.json) lie beside it. Several
+    clips are decoded as one batch; clip i has seed + i, and what it is does not depend on the
+    batch.
     """
     changes = {
         "rule": rule,
@@ -99,16 +94,19 @@ def generate(
         "cfg": cfg,
     }
     if from_sidecar is not None:
+        changes |= {"seed": seed, "count": count, "duration": duration}
         if prompts or any(value is not None for value in changes.values()):
             raise UserError(
-                "--from-sidecar takes prompt and sampling from the file; leave them out"
+                "--from-sidecar takes prompt, seed, duration and sampling from the file; "
+                "leave them out"
             )
-        job = _read_sidecar(from_sidecar)
+        job = read_sidecar(from_sidecar, preset, force=force)
     else:
         if not prompts:
             raise UserError("no prompt; say what to play, such as 'a slow air on the flute'")
         drawn = secrets.randbelow(2**31) if seed is None else seed
-        job = Job(config.load_preset(preset), list(prompts), drawn, count, duration)
+        loaded = config.load_preset(preset or "embedded")
+        job = Job(loaded, list(prompts), drawn, count or 1, duration)
     if no_draft:
         job.draft = False
     job.dtype = dtype or job.dtype
@@ -123,51 +121,78 @@ def generate(
 
     from specgen.engine import Request, load
 
-    settings = _settings(job, changes, allow_biased=allow_biased)
     engine = load(
         job.preset,
         device=device,
         dtype=job.dtype,
         draft=job.draft,
-        settings=settings,
+        settings=settings_of(job, changes, allow_biased=allow_biased),
         threads=threads,
     )
-    _check_sidecar(job, engine)
+    check_sidecar(job, engine)
+    if verbose:
+        print(report.loaded(engine), file=sys.stderr)
     requests = [
-        Request(text, one, job.duration, id=path.stem)
+        engine.check(Request(text, one, job.duration, id=path.stem))
         for text, one, path in zip(texts, seeds, paths, strict=True)
     ]
-    clips: list[dict[str, Any]] = []
-    failed: list[dict[str, Any]] = []
-    with _Bar(engine.codec.frame_rate) as bar:
-        made = engine.generate(requests, batch=batch, on_round=bar.update)
-        for clip, path in zip(made, paths, strict=True):
-            try:
-                sidecar = audio.write_clip(
-                    path,
-                    clip.audio.numpy(),
-                    clip.sample_rate,
-                    clip.codes.numpy().astype("<i2"),
-                    engine.sidecar(clip),
-                )
-            except OSError as error:
-                reason = f"cannot write {path}: {error.strerror or error}"
-                print(f"specgen: failed: {reason}", file=sys.stderr)
-                failed.append({"id": path.stem, "prompt": clip.request.prompt, "error": reason})
-                continue
-            clips.append({**sidecar, "path": str(path)})
-            bar.say(_summary(clip, path))
-            if not as_json:
-                print(path, flush=True)
+    clips, failed = _make(engine, requests, paths, batch, quiet=as_json)
+    if stats and clips:
+        report.print_table(clips)
     if as_json:
         print(json.dumps({"clips": clips, "failed": failed}, ensure_ascii=False))
     if job.sidecar is not None and clips:
         same = clips[0]["tokens_sha256"] == job.sidecar["tokens_sha256"]
         print(f"specgen: {'the same' if same else 'NOT the same'} tokens", file=sys.stderr)
-        if not same:
+        if not same and not force:
             raise typer.Exit(1)
     if failed:
         raise typer.Exit(1)
+
+
+def _make(
+    engine: Engine, requests: list[Request], paths: list[Path], batch: int, *, quiet: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Make and write clips batch by batch; what fails is told and the rest goes on.
+
+    Returns:
+        Sidecars with `path`, and `{"id", "prompt", "error"}` of what failed.
+    """
+    from specgen import audio
+
+    clips: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+
+    def fail(request: Request, reason: str) -> None:
+        bar.say(f"specgen: failed: {reason}")
+        failed.append({"id": request.id, "prompt": request.prompt, "error": reason})
+
+    frames = [engine.frames(request.duration or 0.0) for request in requests]
+    with report.Bar(engine.codec.frame_rate, sum(frames)) as bar:
+        for first in range(0, len(requests), batch):
+            part = slice(first, first + batch)
+            try:
+                made = list(engine.generate(requests[part], batch=batch, on_round=bar.update))
+            except (RuntimeError, MemoryError) as error:  # out of memory, a device that fell out
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                for request in requests[part]:
+                    fail(request, f"cannot make {request.id}: {reason}")
+                continue
+            finally:
+                bar.finish(sum(frames[part]))
+            for clip, path in zip(made, paths[part], strict=True):
+                codes = clip.codes.numpy().astype("<i2")
+                wave, rate = clip.audio.numpy(), clip.sample_rate
+                try:
+                    sidecar = audio.write_clip(path, wave, rate, codes, engine.sidecar(clip))
+                except OSError as error:
+                    fail(clip.request, f"cannot write {path}: {error.strerror or error}")
+                    continue
+                clips.append({**sidecar, "path": str(path)})
+                bar.say(report.summary(clip, path))
+                if not quiet:
+                    print(path, flush=True)
+    return clips, failed
 
 
 def target_paths(
@@ -197,181 +222,3 @@ def target_paths(
         slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "clip"
         names.append(f"{slug}-{seed}.{kind}")
     return [folder / name for name in names]
-
-
-def _settings(job: Job, changes: dict[str, Any], *, allow_biased: bool) -> Settings:
-    """The preset's settings (or the sidecar's) with what the command line changes."""
-    from specgen.settings import Settings
-
-    if job.sidecar is not None:
-        settings = Settings.from_dict(job.sidecar["sampling"])
-        return replace(settings, allow_biased=allow_biased or not job.sidecar["lossless"])
-    settings = Settings.of(job.preset)
-    given = {key: value for key, value in changes.items() if value is not None}
-    sampling = {k: given[k] for k in ("temperature", "top_k", "top_p", "cfg") if k in given}
-    settings = replace(
-        settings, sampling=replace(settings.sampling, **sampling), allow_biased=allow_biased
-    )
-    if "rule" in given:
-        if given["rule"] not in config.RULES:
-            known = ", ".join(config.RULES)
-            raise UserError(f"--rule {given['rule']!r} is unknown; use one of {known}")
-        settings = replace(settings, rule=given["rule"])
-    if "draft_frames" in given:
-        frames = config.parse_draft_frames(given["draft_frames"], "--draft-frames")
-        settings = replace(settings, draft_frames=frames)
-    if "draft_temperature" in given:
-        settings = replace(settings, draft_temperatures=_numbers(given["draft_temperature"]))
-    if "drafter_cfg" in given:
-        settings = replace(settings, drafter_cfg=False)
-    return settings
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or any(not 0 < value < float("inf") for value in values):
-        raise UserError(
-            f"--draft-temperature needs positive numbers such as 1,0.3,0.5,0.7, got {text!r}"
-        )
-    return values
-
-
-def _read_sidecar(path: Path) -> Job:
-    """The job that a sidecar records.
-
-    Raises:
-        UserError: no sidecar, or one that does not say enough.
-    """
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-        preset = config.load_preset(sidecar["preset"])
-        job = Job(
-            preset,
-            [sidecar["prompt"]],
-            int(sidecar["seed"]),
-            1,
-            float(sidecar["duration_seconds"]),
-            draft=sidecar["checkpoints"]["drafter"] is not None,
-            dtype=sidecar["dtype"]["verifier"],
-            sidecar=sidecar,
-        )
-        needed = sidecar["tokens_sha256"], sidecar["sampling"], sidecar["lossless"]
-        assert needed
-    except OSError as error:
-        raise UserError(f"cannot read sidecar {path}: {error.strerror}; check the path") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a specgen sidecar ({error!r}); give the .json of a clip"
-        ) from None
-    if preset.sha256 != sidecar.get("preset_sha256"):
-        print(
-            f"specgen: preset {preset.name} has changed since; sampling is the file's",
-            file=sys.stderr,
-        )
-    return job
-
-
-def _check_sidecar(job: Job, engine: Engine) -> None:
-    """Refuse to make a clip again with other models.
-
-    Raises:
-        UserError: names the model that changed.
-    """
-    if job.sidecar is None:
-        return
-    here = {
-        "verifier": engine.verifier.sha256,
-        "drafter": engine.drafter.sha256 if engine.drafter else None,
-        "codec": engine.codec_sha256,
-    }
-    for role in ("verifier", "codec", "drafter"):
-        if here[role] is not None and here[role] != job.sidecar["checkpoints"].get(role):
-            raise UserError(
-                f"the {role} is not the one that made this clip (sha256 differs); "
-                "bring back the old checkpoint, or make a new clip"
-            )
-
-
-def _summary(clip: Clip, path: Path) -> str:
-    stats, timings = clip.stats, clip.timings
-    spent = timings["condition_seconds"] + timings["decode_seconds"] + timings["codec_seconds"]
-    text = (
-        f"{path}: {clip.seconds:.1f} s of audio, {spent:.1f} s of work "
-        f"({timings['audio_seconds_per_second']:.2f} x real time), seed {clip.request.seed}"
-    )
-    if stats.acceptance is not None and stats.tokens_per_pass is not None:
-        per = " ".join("-" if a is None else f"{a:.0%}" for a in stats.acceptance_per_codebook)
-        text += (
-            f"\n  accepted {stats.acceptance:.0%} of {sum(stats.drafted)} drafted tokens "
-            f"(by codebook {per}), {stats.tokens_per_pass:.2f} tokens a verifier pass"
-        )
-    if not clip.lossless:
-        text += "\n  LOSSY: this rule changes the distribution of the music"
-    if clip.unknown_words:
-        words = ", ".join(repr(word) for word in clip.unknown_words)
-        text += f"\n  warning: the model does not know {words}"
-    return text
-
-
-class _Bar:
-    """Progress on stderr: a live bar on a terminal, else only the summaries."""
-
-    def __init__(self, frame_rate: float) -> None:
-        self._frame_rate = frame_rate
-
-    def __enter__(self) -> _Bar:
-        self._update: Callable[[Progress], None] | None = None
-        self._close: Callable[[], None] = lambda: None
-        self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
-        if sys.stderr.isatty():
-            self._open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _open(self) -> None:
-        import time
-
-        from rich import progress as rich_progress
-        from rich.console import Console
-
-        bar = rich_progress.Progress(
-            rich_progress.TextColumn("{task.fields[frames]}"),
-            rich_progress.BarColumn(),
-            rich_progress.TextColumn("{task.fields[pace]}"),
-            rich_progress.TimeRemainingColumn(),
-            console=Console(stderr=True, highlight=False),
-            transient=True,
-        )
-        task = bar.add_task("", total=None, frames="loading", pace="")
-        bar.start()
-        self._close = bar.stop
-        self._print = bar.console.print
-        began = time.perf_counter()
-
-        def update(progress: Progress) -> None:
-            spent = time.perf_counter() - began
-            acceptance = progress.stats.acceptance
-            pace = f"{progress.frames_done / self._frame_rate / spent:.2f} x real time"
-            if acceptance is not None:
-                pace += f", accepted {acceptance:.0%}"
-            bar.update(
-                task,
-                total=progress.frames_total,
-                completed=progress.frames_done,
-                frames=f"{progress.frames_done}/{progress.frames_total} frames",
-                pace=pace,
-            )
-
-        self._update = update
-
-    def update(self, progress: Progress) -> None:
-        if self._update is not None:
-            self._update(progress)
-
-    def say(self, text: str) -> None:
-        self._print(text)

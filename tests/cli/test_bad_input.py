@@ -188,6 +188,44 @@ def test_damaged_weights(
     assert files(out) == []
 
 
+@pytest.mark.parametrize("change", [["--seed", "3"], ["--count", "2"], ["-d", "1"], ["a jig"]])
+def test_a_sidecar_says_it_all(
+    out: Path, capsys: pytest.CaptureFixture[str], change: list[str]
+) -> None:
+    arguments = ["generate", "--from-sidecar", "x.json", *change, "--out", str(out)]
+    refused(capsys, arguments, "leave them out")
+
+
+def test_no_folder_is_made_for_what_is_refused(
+    tiny: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "a jig", "--preset", tiny, "--out", str(out / "a" / "b" / "c.wav")]
+    refused(capsys, [*arguments, "--duration", "99"], "at most 2")
+    assert files(out) == []
+
+
+def test_a_fault_of_ours_is_one_line_too(
+    tiny: str,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from specgen import engine
+
+    def broken(*_: object, **__: object) -> None:
+        raise IndexError("off by one")
+
+    monkeypatch.setattr(engine, "load", broken)
+    arguments = ["generate", *GOOD, "--preset", tiny, "--out", str(out)]
+    assert run(arguments) == 1
+    err = capsys.readouterr().err
+    assert (
+        err.startswith("specgen: internal error: IndexError: off by one") and err.count("\n") == 1
+    )
+    assert run([*arguments, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], tiny: str, out: Path
 ) -> None:

@@ -28,13 +28,19 @@ def specgen(*arguments: str, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*SPECGEN, *arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_help_and_errors_load_no_torch() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["generate", "--help"], ["presets"], ["generate", "x", "--preset", "none"]],
+    ids=" ".join,
+)
+def test_help_lists_and_errors_load_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from specgen.cli.app import run; "
-        "run(['--help']); print('torch' in sys.modules)"
+        "import sys, specgen; from specgen.cli.app import run; "
+        f"run({arguments}); print('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert answer.stdout.endswith("False\n") and "generate" in answer.stdout
+    assert answer.stdout.endswith("False\n"), answer.stderr
+    assert len(answer.stdout + answer.stderr) > 60
 
 
 def test_a_clip_and_what_lies_beside_it(tiny: str, tmp_path: Path) -> None:
@@ -125,6 +131,72 @@ def test_from_sidecar(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     sidecar.write_text(json.dumps(values))
     assert run(["generate", "--from-sidecar", str(sidecar), "-o", str(tmp_path / "3.wav")]) == 2
     assert "verifier" in capsys.readouterr().err and not (tmp_path / "3.wav").exists()
+
+
+def test_a_changed_preset_is_refused_unless_forced(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = Path(tiny).parent / "mine.yaml"
+    preset.write_text(Path(tiny).read_text())
+    made = ["generate", "a jig", "-d", "0.3", "--seed", "5", "--preset", str(preset)]
+    assert run([*made, "-o", str(tmp_path / "one.wav")]) == 0
+    preset.write_text(Path(tiny).read_text().replace("draft_frames: 2", "draft_frames: 3"))
+    again = ["generate", "--from-sidecar", str(tmp_path / "one.json")]
+    capsys.readouterr()
+    assert run([*again, "-o", str(tmp_path / "two.wav")]) == 2
+    assert "sha256 differs" in capsys.readouterr().err and not (tmp_path / "two.wav").exists()
+    assert run([*again, "-o", str(tmp_path / "two.wav"), "--force"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: preset" in err and "the same tokens" in err
+    moved = [*again, "--preset", tiny, "-o", str(tmp_path / "three.wav")]
+    assert run(moved) == 0  # the same values in another file
+
+
+def test_other_tokens_than_the_sidecars_are_told(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["generate", "a jig", "-d", "0.3", "--seed", "5", "--preset", tiny]
+    assert run([*made, "-o", str(tmp_path / "one.wav")]) == 0
+    sidecar = tmp_path / "one.json"
+    values = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**values, "tokens_sha256": "0" * 64}))
+    again = ["generate", "--from-sidecar", str(sidecar), "-o", str(tmp_path / "two.wav")]
+    assert run(again) == 1
+    assert "NOT the same tokens" in capsys.readouterr().err
+
+
+def test_stats_and_verbose_go_to_stderr(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "a jig", "-d", "0.2", "--seed", "1", "--preset", tiny]
+    target = tmp_path / "clip.wav"
+    assert run([*arguments, "-o", str(target), "--stats", "--verbose"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{target}\n"
+    assert "by-codebook" in err and "tokens/pass" in err
+    assert "drafter drafter: delay" in err and "verifier flatten: flatten" in err
+
+
+def test_a_batch_that_fails_leaves_the_others(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from specgen.engine import Engine
+
+    real = Engine.generate
+
+    def tight(self: Engine, requests: list[object], **options: object) -> object:
+        if requests[0].seed == 2:  # type: ignore[attr-defined]
+            raise RuntimeError("CUDA out of memory")
+        return real(self, requests, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "generate", tight)
+    arguments = ["generate", "a jig", "--count", "3", "--batch", "1", "-d", "0.2", "--seed", "1"]
+    assert run([*arguments, "--preset", tiny, "--out", str(tmp_path), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert [clip["seed"] for clip in document["clips"]] == [1, 3]
+    assert [row["id"] for row in document["failed"]] == ["a-jig-2"]
+    assert "out of memory" in document["failed"][0]["error"]
+    assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["a-jig-1.wav", "a-jig-3.wav"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"preset": "embedded"}', "\x00\x01"])

@@ -1,0 +1,143 @@
+"""What a `generate` command asks for, from its options or from a sidecar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specgen import config
+from specgen.errors import UserError
+
+if TYPE_CHECKING:
+    from specgen.engine import Engine
+    from specgen.settings import Settings
+
+
+@dataclass
+class Job:
+    """What to make, as far as it is known before a model is loaded.
+
+    Attributes:
+        preset: which models.
+        prompts: each is made `count` times.
+        seed: of the first clip.
+        duration: seconds; None is the preset's default.
+        draft: False leaves the drafter out.
+        dtype: of both models; None is the preset's.
+        sidecar: what to make again.
+        force: make it again with another preset or other models, too.
+    """
+
+    preset: config.Preset
+    prompts: list[str]
+    seed: int
+    count: int = 1
+    duration: float | None = None
+    draft: bool = True
+    dtype: str | None = None
+    sidecar: dict[str, Any] | None = None
+    force: bool = False
+
+
+def settings_of(job: Job, changes: dict[str, Any], *, allow_biased: bool) -> Settings:
+    """The preset's settings (or the sidecar's) with what the command line changes."""
+    from specgen.settings import Settings
+
+    if job.sidecar is not None:
+        settings = Settings.from_dict(job.sidecar["sampling"])
+        return replace(settings, allow_biased=allow_biased or not job.sidecar["lossless"])
+    settings = Settings.of(job.preset)
+    given = {key: value for key, value in changes.items() if value is not None}
+    sampling = {k: given[k] for k in ("temperature", "top_k", "top_p", "cfg") if k in given}
+    settings = replace(
+        settings, sampling=replace(settings.sampling, **sampling), allow_biased=allow_biased
+    )
+    if "rule" in given:
+        if given["rule"] not in config.RULES:
+            known = ", ".join(config.RULES)
+            raise UserError(f"--rule {given['rule']!r} is unknown; use one of {known}")
+        settings = replace(settings, rule=given["rule"])
+    if "draft_frames" in given:
+        frames = config.parse_draft_frames(given["draft_frames"], "--draft-frames")
+        settings = replace(settings, draft_frames=frames)
+    if "draft_temperature" in given:
+        settings = replace(settings, draft_temperatures=_numbers(given["draft_temperature"]))
+    if "drafter_cfg" in given:
+        settings = replace(settings, drafter_cfg=False)
+    return settings
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or any(not 0 < value < float("inf") for value in values):
+        raise UserError(
+            f"--draft-temperature needs positive numbers such as 1,0.3,0.5,0.7, got {text!r}"
+        )
+    return values
+
+
+def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) -> Job:
+    """The job that a sidecar records.
+
+    Args:
+        path: the sidecar.
+        preset: where its preset is now, if it has moved.
+        force: take a preset that has changed.
+
+    Raises:
+        UserError: no sidecar, one that does not say enough, or a preset that has changed.
+    """
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        job = Job(
+            config.load_preset(preset or sidecar["preset"]),
+            [sidecar["prompt"]],
+            int(sidecar["seed"]),
+            duration=float(sidecar["duration_seconds"]),
+            draft=sidecar["checkpoints"]["drafter"] is not None,
+            dtype=sidecar["dtype"]["verifier"],
+            sidecar=sidecar,
+            force=force,
+        )
+        for name in ("tokens_sha256", "sampling", "lossless", "preset_sha256"):
+            sidecar[name]
+    except OSError as error:
+        raise UserError(f"cannot read sidecar {path}: {error.strerror}; check the path") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a specgen sidecar ({error!r}); give the .json of a clip"
+        ) from None
+    if job.preset.sha256 != sidecar["preset_sha256"]:
+        _changed(job, f"preset {job.preset.name}", "bring back the old preset")
+    return job
+
+
+def check_sidecar(job: Job, engine: Engine) -> None:
+    """Refuse to make a clip again with other models, unless forced.
+
+    Raises:
+        UserError: names the model that changed.
+    """
+    if job.sidecar is None:
+        return
+    here = {
+        "verifier": engine.verifier.sha256,
+        "drafter": engine.drafter.sha256 if engine.drafter else None,
+        "codec": engine.codec_sha256,
+    }
+    for role in ("verifier", "codec", "drafter"):
+        if here[role] is not None and here[role] != job.sidecar["checkpoints"].get(role):
+            _changed(job, f"the {role}", "bring back the old checkpoint")
+
+
+def _changed(job: Job, what: str, remedy: str) -> None:
+    text = f"{what} is not the one that made this clip (sha256 differs)"
+    if not job.force:
+        raise UserError(f"{text}; {remedy}, or add --force to see what comes out")
+    print(f"specgen: warning: {text}", file=sys.stderr)

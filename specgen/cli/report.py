@@ -1,0 +1,154 @@
+"""What `generate` says on stderr: a live bar, a line or two a clip, a table of statistics."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specgen.decoding.loop import Progress
+    from specgen.engine import Clip, Engine
+
+
+def summary(clip: Clip, path: Path) -> str:
+    """What is worth knowing about a clip, in one to four lines."""
+    stats, timings = clip.stats, clip.timings
+    spent = timings["condition_seconds"] + timings["decode_seconds"] + timings["codec_seconds"]
+    text = (
+        f"{path}: {clip.seconds:.1f} s of audio, {spent:.1f} s of work "
+        f"({timings['audio_seconds_per_second']:.2f} x real time), seed {clip.request.seed}"
+    )
+    if stats.acceptance is not None and stats.tokens_per_pass is not None:
+        per = " ".join("-" if a is None else f"{a:.0%}" for a in stats.acceptance_per_codebook)
+        text += (
+            f"\n  accepted {stats.acceptance:.0%} of {sum(stats.drafted)} drafted tokens "
+            f"(by codebook {per}), {stats.tokens_per_pass:.2f} tokens a verifier pass"
+        )
+    if not clip.lossless:
+        text += "\n  LOSSY: this rule changes the distribution of the music"
+    if clip.unknown_words:
+        words = ", ".join(repr(word) for word in clip.unknown_words)
+        text += f"\n  warning: the model does not know {words}"
+    return text
+
+
+def loaded(engine: Engine) -> str:
+    """What has been loaded, for --verbose."""
+    import torch
+
+    from specgen.devices import describe_device
+
+    models = [("verifier", engine.verifier), ("drafter", engine.drafter)]
+    lines = [
+        f"specgen: preset {engine.preset.name} ({engine.preset.path}, "
+        f"sha256 {engine.preset.sha256[:12]}) loaded in {engine.load_seconds:.1f} s",
+        f"  on {describe_device(engine.device)}, {torch.get_num_threads()} CPU threads",
+    ]
+    lines += [
+        f"  {role} {model.name}: {model.pattern.kind}, {model.lm.parameter_count() / 1e6:.1f}M "
+        f"parameters, {str(model.lm.dtype).removeprefix('torch.')}, sha256 {model.sha256[:12]}"
+        for role, model in models
+        if model is not None
+    ]
+    lines.append(f"  {engine.settings.as_dict()}")
+    return "\n".join(lines)
+
+
+def print_table(clips: Sequence[dict[str, Any]]) -> None:
+    """Statistics of clips (their sidecars with `path`) as a table on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("clip", overflow="fold")
+    titles = (
+        "rounds drafted accepted corrected bonus accept by-codebook tokens/pass decode-s x-real"
+    )
+    for title in titles.split():
+        table.add_column(title, justify="right")
+    for clip in clips:
+        stats, timings = clip["stats"], clip["timings"]
+        table.add_row(
+            Path(clip["path"]).name,
+            *(str(stats[name]) for name in ("rounds", "drafted", "accepted", "corrected", "bonus")),
+            _percent(stats["acceptance"]),
+            " ".join(map(_percent, stats["acceptance_per_codebook"])),
+            "-" if stats["tokens_per_pass"] is None else f"{stats['tokens_per_pass']:.2f}",
+            f"{timings['decode_seconds']:.2f}",
+            f"{timings['audio_seconds_per_second']:.2f}",
+        )
+    Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 140).print(table)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+class Bar:
+    """Progress on stderr: a live bar on a terminal, else only what is said.
+
+    Args:
+        frame_rate: frames a second of audio.
+        frames_total: of all clips; batches come one after another.
+    """
+
+    def __init__(self, frame_rate: float, frames_total: int) -> None:
+        self._frame_rate, self._total = frame_rate, frames_total
+        self._before = 0  # frames of batches that are done
+        self._update: Callable[[Progress], None] | None = None
+        self._close: Callable[[], None] = lambda: None
+        self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty():
+            self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _open(self) -> None:
+        from rich import progress as rich_progress
+        from rich.console import Console
+
+        bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.fields[frames]}"),
+            rich_progress.BarColumn(),
+            rich_progress.TextColumn("{task.fields[pace]}"),
+            rich_progress.TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
+            transient=True,
+        )
+        task = bar.add_task("", total=self._total, frames=f"0/{self._total} frames", pace="")
+        bar.start()
+        self._close = bar.stop
+        self._print = bar.console.print
+        began = time.perf_counter()
+
+        def update(progress: Progress) -> None:
+            done = self._before + progress.frames_done
+            spent = max(time.perf_counter() - began, 1e-9)
+            acceptance = progress.stats.acceptance
+            pace = f"{done / self._frame_rate / spent:.2f} x real time"
+            if acceptance is not None:
+                pace += f", accepted {acceptance:.0%}"
+            frames = f"{done}/{self._total} frames"
+            bar.update(task, completed=done, frames=frames, pace=pace)
+
+        self._update = update
+
+    def update(self, progress: Progress) -> None:
+        """Show how far the present batch is."""
+        if self._update is not None:
+            self._update(progress)
+
+    def finish(self, frames: int) -> None:
+        """Count a batch of so many frames as over, made or failed."""
+        self._before += frames
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self._print(text)
