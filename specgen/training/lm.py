@@ -107,17 +107,18 @@ class Trainer:
         recipe = self.recipe
         self.work.mkdir(parents=True, exist_ok=True)
         saved = validated = self.seconds
-        sums: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         with (self.work / "log.jsonl").open("a", buffering=1) as log:
             while self.progress < 1.0:
                 began = time.perf_counter()
                 for key, value in self.update().items():
-                    sums[key] = sums.get(key, 0.0) + value / recipe.log_every
+                    seen.setdefault(key, []).append(value)
                 self.seconds += time.perf_counter() - began
                 if self.step % recipe.log_every == 0:
+                    means = {key: sum(values) / len(values) for key, values in seen.items()}
                     speed = self.heard / self.seconds
-                    log.write(self._line({**sums, "audio_seconds_per_second": speed}))
-                    sums = {}
+                    log.write(self._line({**means, "audio_seconds_per_second": speed}))
+                    seen = {}
                 if self.seconds - validated > 60 * recipe.validate_every_minutes:
                     log.write(self._line(self.validate()))
                     validated = self.seconds
