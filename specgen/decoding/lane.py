@@ -140,10 +140,11 @@ class Lane:
             The hidden states of the block and each row's first column.
         """
         starts = list(self.fed)
-        ends = [known + 1 for known in self.known]
-        if upto is not None:
-            for r in rows:
-                ends[r] = upto[r] + 1
+        # A row that rides along keeps its last settled column for its own turn: what that column
+        # predicts is read from the pass that feeds it.
+        ends = list(self.known)
+        for r in rows:
+            ends[r] = (self.known[r] if upto is None else upto[r]) + 1
         size = max(ends[r] - starts[r] for r in rows)
         if min(starts) == max(starts):
             block = self._sequence[..., starts[0] : starts[0] + size]

@@ -58,6 +58,8 @@ class TableScorer:
         return (mixed ^ (mixed >> 7)) % 1_000_003
 
     def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
+        self.block = tokens.shape[-1]
+        assert self.block > 0
         rows = torch.arange(len(starts))
         at = torch.tensor(starts)
         for i in range(tokens.shape[-1]):
@@ -71,6 +73,8 @@ class TableScorer:
     def logits(
         self, hidden: Tensor, rows: Sequence[int], places: Sequence[int], codebooks: Sequence[int]
     ) -> Tensor:
+        # only what the last pass has fed can be read, as with a real model's hidden states
+        assert min(places) >= 0 and max(places) < self.block
         row = torch.tensor(rows)
         state = self.state[row, hidden[row] + torch.tensor(places) + 1]
         return self.table[state % self.size, torch.tensor(codebooks)]
