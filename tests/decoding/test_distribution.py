@@ -124,8 +124,8 @@ def test_exact_rules_follow_the_verifier(
 def test_the_usual_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same statistic rejects the biased rule, and on the same models not the rule that keeps.
 
-    The bias is small (test_exactness enumerates it), so it takes three entries a codebook and 29,696
-    blocks: p is 8e-7. False alarm for `keep`: 6 tests at 1e-3.
+    The bias is small (test_exactness enumerates it), so it takes three entries a codebook and
+    29,696 blocks: p is 8e-7. False alarm for `keep`: 6 tests at 1e-3.
     """
     monkeypatch.setattr("tests.decoding.test_distribution.CARD", 3)
     made, law, _ = samples((WIDE, FLATTEN), Rule.REJECTION, "random", rows=1024)
