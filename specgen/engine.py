@@ -118,6 +118,9 @@ def load(
     codec = load_codec(folder).to(place)
     _check_together(verifier, drafter, codec_id(folder))
     _check_settings(settings, verifier, drafter)
+    for model in (verifier, drafter):
+        if model is not None:
+            model.lm.pack()
     if place.type == "cpu":
         few = max(m.lm.parameter_count() for m in (verifier, drafter) if m is not None) <= _SMALL
         torch.set_num_threads(threads or (1 if few else torch.get_num_threads()))

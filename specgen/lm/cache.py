@@ -55,7 +55,7 @@ class Span:
 
 
 class KVCache:
-    """Keys and values of every layer, `[N, kv_heads, capacity, head_dim]` each.
+    """Keys and values of every layer, `[2, N, kv_heads, capacity, head_dim]` each.
 
     Positions at or after the row's length are stale: a pass never reads beyond what it has just
     written, so rewinding costs nothing and is the caller's business (it moves the next start).
@@ -64,25 +64,25 @@ class KVCache:
     def __init__(
         self, config: LMConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.layers, rows, config.kv_heads, capacity, config.head_dim)
+        shape = (2, rows, config.kv_heads, capacity, config.head_dim)
         # Zeros, not empty: a masked score times a stale NaN would still be NaN.
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.capacity = capacity
+        self._rows = torch.arange(rows, device=device)[:, None]
 
-    def write(self, layer: int, span: Span, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (`[N, kv_heads, n, head_dim]`); return all up to the reach."""
-        keys, values = self.keys[layer], self.values[layer]
+    def write(self, layer: int, span: Span, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a block's keys and values, side by side in `[N, n, 2 kv_heads, head_dim]`; return
+        all keys and all values up to the reach, `[N, kv_heads, reach, head_dim]` each."""
+        held = self.layers[layer]
+        block = block.view(*block.shape[:2], 2, -1, block.shape[-1])
         if span.index is None:
             low = span.starts[0]
-            keys[:, :, low : low + span.size] = key
-            values[:, :, low : low + span.size] = value
+            held[:, :, :, low : low + span.size] = block.permute(2, 0, 3, 1, 4)
         else:
-            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-            keys[rows, :, span.index] = key.transpose(1, 2)
-            values[rows, :, span.index] = value.transpose(1, 2)
-        return keys[:, :, : span.reach], values[:, :, : span.reach]
+            held[:, self._rows, :, span.index] = block
+        keys, values = held[:, :, :, : span.reach]
+        return keys, values
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(held.nbytes for held in self.layers)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
+from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
+from specgen.lm.step import Stepper
 from specgen.lm.transformer import CrossMemory, Transformer
 
 
@@ -26,35 +28,37 @@ class MusicLM(nn.Module):
         self.embedding = nn.Embedding(config.codebooks * (config.card + 1), config.dim)
         self.transformer = Transformer(config)
         self.out_norm = nn.LayerNorm(config.dim) if config.norm_first else None
-        self.heads = nn.Linear(config.dim, config.codebooks * config.card, bias=config.bias_heads)
+        self.heads: nn.Linear | PackedHeads = nn.Linear(
+            config.dim, config.codebooks * config.card, bias=config.bias_heads
+        )
         offsets = torch.arange(config.codebooks) * (config.card + 1)
         self.register_buffer("offsets", offsets[:, None], persistent=False)
         self.offsets: Tensor
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        memory: CrossMemory | None,
-        cache: KVCache | None = None,
-        span: Span | None = None,
-    ) -> Tensor:
-        """The last layer's output for a block of columns.
+    def hidden(self, tokens: Tensor, memory: CrossMemory | None) -> Tensor:
+        """The last layer's output for whole sequences.
 
         Args:
-            tokens: `[N, K, n]` token ids, `card` for the special token.
-            memory, cache, span: see `Transformer.forward`.
+            tokens: `[N, K, S]` token ids, `card` for the special token.
+            memory: see `Transformer.memory`.
 
         Returns:
-            `[N, n, dim]`; position s predicts the tokens of step s + 1.
+            `[N, S, dim]`; position s predicts the tokens of step s + 1.
         """
-        columns = F.embedding(tokens + self.offsets, self.embedding.weight).sum(dim=1)
-        x: Tensor = self.transformer(columns, memory, cache, span)
-        if self.out_norm is not None:
-            x = self.out_norm(x)
-        return x
+        return self.finish(self.transformer(self.embed(tokens), memory))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Summed embeddings `[N, n, dim]` of columns `[N, K, n]`."""
+        return F.embedding(tokens + self.offsets, self.embedding.weight).sum(dim=1)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The norm before the heads, where the model has one."""
+        return x if self.out_norm is None else self.out_norm(x)
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Logits `[..., card]` of one codebook from hidden states `[..., dim]`."""
+        if not isinstance(self.heads, nn.Linear):
+            return self.heads.head(hidden, codebook)
         card = self.config.card
         low = codebook * card
         bias = None if self.heads.bias is None else self.heads.bias[low : low + card]
@@ -65,16 +69,26 @@ class MusicLM(nn.Module):
         logits: Tensor = self.heads(hidden)
         return logits.view(*hidden.shape[:-1], self.config.codebooks, self.config.card)
 
+    def pack(self) -> MusicLM:
+        """Lay the products out for decoding on the CPU, in place, where that applies; the numbers
+        stay the same, but the model cannot be trained any more (see `specgen.lm.packed`)."""
+        if self.device.type == "cpu":
+            pack_(self.transformer)
+            if isinstance(self.heads, nn.Linear) and packs() and fits(self.heads.weight):
+                self.heads = PackedHeads(self.heads, self.config.codebooks)
+        return self
+
     @property
     def device(self) -> torch.device:
-        return self.heads.weight.device
+        return self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.heads.weight.dtype
+        return self.embedding.weight.dtype
 
     def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        packed = sum(m.count for m in self.modules() if isinstance(m, PackedLinear))
+        return packed + sum(p.numel() for p in self.parameters())
 
 
 class LMSession:
@@ -118,10 +132,13 @@ class LMSession:
                 null_mask = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
             condition, mask = _stack(condition, mask, null, null_mask, rows)
         self.memory = (
-            None if condition is None else model.transformer.memory(condition.to(model.dtype), mask)
+            None
+            if condition is None
+            else model.transformer.memory(condition.to(model.dtype), mask, fold=True)
         )
         total = rows * (2 if self.guidance is not None else 1)
         self.cache = KVCache(model.config, total, capacity, model.device, model.dtype)
+        self._run = Stepper(model.transformer, self.memory, self.cache)
         self._doubled = total // rows
 
     @property
@@ -153,7 +170,7 @@ class LMSession:
             tokens = torch.cat([tokens, tokens])
         places = tuple(starts) * self._doubled
         span = Span.of(places, tokens.shape[-1], model.device, model.dtype)
-        return model.hidden(tokens, self.memory, self.cache, span)
+        return model.finish(self._run(model.embed(tokens), span))
 
     @torch.inference_mode()
     def logits(

@@ -1,8 +1,8 @@
 """MusicGen's transformer decoder (Copet et al. 2023; audiocraft `modules/transformer.py`).
 
-The arithmetic is audiocraft's; the layout is made for decoding: one fused matrix product for
-queries, keys and values, a cache that is written by index, cross-attention keys and values made
-once a prompt. One code path serves training (no cache), a one-token step and a block of any size.
+The arithmetic is audiocraft's, with one fused matrix product for queries, keys and values, and
+cross-attention keys and values made once a prompt. This is the model over whole sequences, which
+training uses; `specgen.lm.step` runs the same blocks on a cache, column by column.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,13 +28,16 @@ class CrossMemory:
     """What the cross-attention reads: keys and values of every layer, made once a prompt.
 
     Attributes:
-        keys, values: one `[N, heads, L, head_dim]` tensor a layer.
+        keys, values: one `[N, heads, L, head_dim]` tensor a layer; folded (see
+            `CrossAttention.fold`), `[N, dim, heads L]` and `[N, heads L, dim]`.
         mask: `[N, 1, 1, L]` added to the scores, or None when every place is real.
+        folded: whether they hold the query and output products too (for `specgen.lm.step`).
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor | None
+    folded: bool = False
 
 
 def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype) -> Tensor:
@@ -47,22 +49,36 @@ def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype
 
 
 def rotations(positions: Tensor, head_dim: int, max_period: float, scale: float) -> Tensor:
-    """RoPE's rotations (Su et al. 2021) at `positions` `[N, n]`: `[N, 1, n, head_dim / 2]`."""
+    """RoPE's rotations (Su et al. 2021) at `positions` `[N, n]`: `[N, n, 1, head_dim / 2]`."""
     power = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angle = positions.float()[..., None] / (max_period**power)
     turn = torch.polar(torch.ones_like(angle), angle) * scale + (1.0 - scale)
-    return turn[:, None]
+    return turn[:, :, None]
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn neighbouring pairs of `x` `[N, heads, n, head_dim]`, in float32 at least."""
+    """Turn neighbouring pairs of `x` `[N, n, heads, head_dim]`, in float32 at least."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     pairs = torch.view_as_complex(wide.reshape(*wide.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
 
 
+def rotate_(x: Tensor, turn: Tensor) -> None:
+    """`rotate` in place, without a copy where the dtype allows it."""
+    if x.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(turn)
+    else:
+        x.copy_(rotate(x, turn))
+
+
+def norm_queries_keys(qkv: Tensor, q_norm: nn.LayerNorm, k_norm: nn.LayerNorm) -> Tensor:
+    """Normalised queries and keys beside untouched values, `[..., 3 dim]`."""
+    q, k, v = qkv.chunk(3, dim=-1)
+    return torch.cat([q_norm(q), k_norm(k), v], dim=-1)
+
+
 class SelfAttention(nn.Module):
-    """Causal self-attention over the cache, or over the block alone when there is none."""
+    """Causal self-attention over a whole sequence."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
@@ -73,36 +89,24 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(config.dim) if config.qk_norm else None
         self.k_norm = nn.LayerNorm(config.dim) if config.qk_norm else None
 
-    def forward(
-        self, x: Tensor, layer: int, turn: Tensor | None, cache: KVCache | None, span: Span | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor | None) -> Tensor:
         config = self.config
-        N, n, _ = x.shape
-        kv = config.kv_heads * config.head_dim
         qkv = self.qkv(x)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qkv[..., : config.dim], qkv[..., config.dim : config.dim + kv]
-            qkv = torch.cat([self.q_norm(q), self.k_norm(k), qkv[..., config.dim + kv :]], dim=-1)
-        # [N, heads + 2 kv_heads, n, head_dim]
-        heads = qkv.view(N, n, -1, config.head_dim).transpose(1, 2)
+            qkv = norm_queries_keys(qkv, self.q_norm, self.k_norm)
+        heads = qkv.unflatten(-1, (-1, config.head_dim))  # [N, n, heads + 2 kv_heads, head_dim]
         turned = config.heads + config.kv_heads
-        qk, v = heads[:, :turned], heads[:, turned:]
+        qk, v = heads[:, :, :turned], heads[:, :, turned:]
         if turn is not None:
             qk = rotate(qk, turn)
-        q, k = qk[:, : config.heads], qk[:, config.heads :]
-        mask = None
-        if cache is not None and span is not None:
-            k, v = cache.write(layer, span, k, v)
-            mask = span.mask
         mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=cache is None and n > 1,
+            qk[:, :, : config.heads].transpose(1, 2),
+            qk[:, :, config.heads :].transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=x.shape[1] > 1,
             enable_gqa=config.kv_repeat > 1,
         )
-        return self.out(mixed.transpose(1, 2).reshape(N, n, -1))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -127,12 +131,31 @@ class CrossAttention(nn.Module):
             k = self.k_norm(k)
         return self._heads(k).contiguous(), self._heads(v).contiguous()
 
+    def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys with the query product in them, values with the output product in them.
+
+        The scores are x Wq' K' and what is added is P V Wo'; both weights meet the prompt before
+        they meet the sequence, so for a short prompt two thin products replace two square ones.
+
+        Args:
+            keys, values: of `memory`.
+
+        Returns:
+            `[N, dim, heads L]`, scaled, and `[N, heads L, dim]`.
+        """
+        N, heads, _, head_dim = keys.shape
+        queries = self.q.weight.view(heads, head_dim, -1)
+        outputs = self.out.weight.view(-1, heads, head_dim)
+        asked = torch.einsum("nhld,hdc->nchl", keys, queries).reshape(N, queries.shape[-1], -1)
+        given = torch.einsum("nhld,chd->nhlc", values, outputs).reshape(N, -1, outputs.shape[0])
+        return (asked * head_dim**-0.5).contiguous(), given.contiguous()
+
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q(x)
         if self.q_norm is not None:
             q = self.q_norm(q)
         mixed = F.scaled_dot_product_attention(self._heads(q), keys, values, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -158,16 +181,10 @@ class Block(nn.Module):
         self.scaled = config.layer_scale
 
     def forward(
-        self,
-        x: Tensor,
-        layer: int,
-        turn: Tensor | None,
-        cache: KVCache | None,
-        span: Span | None,
-        memory: CrossMemory | None,
+        self, x: Tensor, layer: int, turn: Tensor | None, memory: CrossMemory | None
     ) -> Tensor:
         first = self.norm_first
-        h = self.attention(self.norm1(x) if first else x, layer, turn, cache, span)
+        h = self.attention(self.norm1(x) if first else x, turn)
         x_in = x  # audiocraft's post-norm block queries the condition with the block's own input
         x = x + (h * self.scale1 if self.scaled else h)
         x = x if first else self.norm1(x)
@@ -192,72 +209,81 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self._codes: tuple[Tensor | None, Tensor | None] = (None, None)  # sinusoids, rotations
 
-    def memory(self, condition: Tensor, mask: Tensor | None = None) -> CrossMemory | None:
+    def memory(
+        self, condition: Tensor, mask: Tensor | None = None, *, fold: bool = False
+    ) -> CrossMemory | None:
         """Keys and values of every layer's cross-attention.
 
         Args:
             condition: `[N, L, condition_dim]`.
             mask: `[N, L]` bool, True where a place is real; None: all are.
+            fold: fold them where that is the same arithmetic and less work.
         """
-        if not self.config.condition_dim:
+        config = self.config
+        if not config.condition_dim:
             return None
         crosses = [block.cross for block in self.blocks if isinstance(block, Block)]
         pairs = [cross.memory(condition) for cross in crosses if cross is not None]
+        fold = (
+            fold
+            and not (config.bias_attn or config.qk_norm_cross)
+            and 2 * config.heads * condition.shape[1] <= config.dim
+            and condition.dtype in (torch.float32, torch.float64)
+        )
+        if fold:
+            pairs = [c.fold(*p) for c, p in zip(crosses, pairs, strict=True) if c is not None]
         added = None
         if mask is not None and not bool(mask.all()):
             added = torch.zeros(mask.shape, dtype=condition.dtype, device=condition.device)
-            added = added.masked_fill_(~mask, -torch.inf)[:, None, None]
-        return CrossMemory([k for k, _ in pairs], [v for _, v in pairs], added)
+            added = added.masked_fill_(~mask, -torch.inf)[:, None, None]  # serves folded scores too
+        return CrossMemory([k for k, _ in pairs], [v for _, v in pairs], added, fold)
 
-    def _position_codes(
-        self, positions: Tensor, capacity: int, x: Tensor
+    def position_codes(
+        self, positions: Tensor, capacity: int, dtype: torch.dtype
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What the position codes add to the input and turn the queries by, read off tables."""
+        """What the position codes add to the input and turn the queries by, read off tables.
+
+        Args:
+            positions: `[N, n]`, all below `capacity`.
+
+        Returns:
+            `[N, n, dim]` of `dtype` and `[N, n, 1, head_dim / 2]` complex, or None each.
+        """
         config = self.config
         sines, turns = self._codes
         known = sines if sines is not None else turns
-        if known is None or known.shape[0] < capacity or known.device != x.device:
+        if known is None or known.shape[0] < capacity or known.device != positions.device:
             # Outside inference mode, so that the tables of a model that has decoded can train too.
             with torch.inference_mode(False):
-                every = torch.arange(max(capacity, 64), device=x.device)
+                every = torch.arange(max(capacity, 64), device=positions.device)
                 if config.positions in ("sin", "sin_rope"):
                     table = sinusoids(every, config.dim, config.max_period, torch.float32)
                     sines = table * config.positional_scale
                 if config.positions in ("rope", "sin_rope"):
                     scale = config.positional_scale
-                    turns = rotations(every[None], config.head_dim, config.max_period, scale)[0, 0]
+                    turns = rotations(every[None], config.head_dim, config.max_period, scale)[
+                        0, :, 0
+                    ]
                 self._codes = (sines, turns)
         return (
-            sines[positions].to(x.dtype) if sines is not None else None,
-            turns[positions][:, None] if turns is not None else None,
+            sines[positions].to(dtype) if sines is not None else None,
+            turns[positions][:, :, None] if turns is not None else None,
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        memory: CrossMemory | None,
-        cache: KVCache | None = None,
-        span: Span | None = None,
-    ) -> Tensor:
-        """Run a block.
+    def forward(self, x: Tensor, memory: CrossMemory | None) -> Tensor:
+        """Run whole sequences.
 
         Args:
             x: `[N, n, dim]` input embeddings.
             memory: the condition, or None for a model without cross-attention.
-            cache, span: both for decoding; without them the block is the whole sequence.
 
         Returns:
             `[N, n, dim]`.
         """
-        if span is None:
-            positions = torch.arange(x.shape[1], device=x.device)[None]
-            capacity = x.shape[1]
-        else:
-            positions = span.positions(x.device)
-            capacity = cache.capacity if cache is not None else span.reach
-        added, turn = self._position_codes(positions, capacity, x)
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        added, turn = self.position_codes(positions, x.shape[1], x.dtype)
         if added is not None:
             x = x + added
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, turn, cache, span, memory)
+            x = block(x, layer, turn, memory)
         return x

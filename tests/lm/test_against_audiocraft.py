@@ -85,7 +85,7 @@ def give_both_the_same_positions(lm: MusicLM, theirs: object, length: int) -> No
         sines = sinusoids(every, config.dim, config.max_period, torch.float64)
         sines = sines * config.positional_scale
     if config.positions in ("rope", "sin_rope"):
-        turn = rotations(every[None], config.head_dim, config.max_period, 1.0)[0, 0]
+        turn = rotations(every[None], config.head_dim, config.max_period, 1.0)[0, :, 0]
         turns = turn.to(torch.complex128)
         rope = theirs.transformer.rope  # type: ignore[attr-defined]
         rope.dtype, rope.rotation = torch.float64, turns

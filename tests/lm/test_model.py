@@ -162,14 +162,28 @@ def test_logits_come_in_float32_at_least() -> None:
 
 def test_the_cache_is_written_where_it_should_be() -> None:
     cache = KVCache(replace(BASE, kv_repeat=3), 2, 6, torch.device("cpu"), torch.float64)
-    assert cache.keys.shape == (2, 2, 1, 6, 8)
     span = Span.of((1, 3), 2, torch.device("cpu"), torch.float64)
-    block = torch.ones(2, 1, 2, 8, dtype=torch.float64)
-    keys, _ = cache.write(1, span, block, block)
-    assert keys.shape[2] == span.reach == 5
-    filled = cache.keys[1, :, 0, :, 0]
-    assert filled.tolist() == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]]
-    assert not cache.keys[0].any()
+    block = torch.tensor([1.0, 2.0], dtype=torch.float64)[:, None].expand(2, 2, 2, 8)
+    keys, values = cache.write(1, span, block)
+    assert keys.shape == values.shape == (2, 1, 5, 8) and span.reach == 5
+    for filled, one in ((keys, 1), (values, 2)):
+        expected = [[0, one, one, 0, 0], [0, 0, 0, one, one]]
+        assert filled[:, 0, :, 0].tolist() == expected
+    assert not cache.layers[0].any() and not cache.layers[1][..., 5:, :].any()
+
+
+def test_a_short_prompt_is_folded_and_says_the_same() -> None:
+    """Folded cross-attention is the same arithmetic in another order."""
+    model = made(replace(BASE, heads=6))
+    for words, folds in ((2, True), (3, False)):
+        vectors = condition(3, words)
+        mask = torch.ones(3, words, dtype=torch.bool)
+        mask[1, 1:] = False
+        running = session(model, vectors, mask=mask)
+        assert running.memory is not None and running.memory.folded is folds
+        sequence = tokens(3, 9)
+        found = running.feed(sequence, [0, 0, 0])
+        assert torch.allclose(found, whole(model, sequence, vectors, mask), atol=1e-12)
 
 
 def test_a_model_can_train_after_it_has_decoded() -> None:

@@ -1,0 +1,88 @@
+"""Products laid out for CPU decoding: the same numbers, read from memory the way the CPU likes.
+
+A decoding step multiplies a handful of columns by every weight of the model, so what it costs is
+reading weights. Checkpoints hold 16-bit weights: where the weights of a float32 layer are float16
+numbers exactly, FBGEMM keeps them packed as such and multiplies in float32: half the reading, and
+kernels made for few columns. Narrow layers and other weights stay as they are, but stored column by
+column, which MKL prefers here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_NARROW = 192  # below this width the packed product's fixed cost outweighs what it saves
+
+
+class PackedLinear(nn.Module):
+    """A float32 linear layer whose weights are float16 numbers, packed. Inference only.
+
+    Args:
+        weight: `[out, in]` float32, exactly representable in float16.
+        bias: `[out]` or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.count = weight.numel() + (0 if bias is None else bias.numel())
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self._product = torch.ops.quantized.linear_dynamic_fp16.default
+
+    @property
+    def weight(self) -> Tensor:
+        """`[out, in]` float32, unpacked."""
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._product(x, self._packed)  # type: ignore[no-any-return]
+
+
+class PackedHeads(nn.Module):
+    """The K heads, packed one by one, since a step often needs one alone."""
+
+    def __init__(self, heads: nn.Linear, codebooks: int) -> None:
+        super().__init__()
+        biases = [None] * codebooks if heads.bias is None else heads.bias.chunk(codebooks)
+        weights = heads.weight.chunk(codebooks)
+        self.each = nn.ModuleList(map(PackedLinear, weights, biases))
+
+    def head(self, hidden: Tensor, codebook: int) -> Tensor:
+        """Logits `[..., card]` of one codebook."""
+        return self.each[codebook](hidden)  # type: ignore[no-any-return]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., K card]` of all."""
+        return torch.cat([head(hidden) for head in self.each], dim=-1)
+
+
+def packs() -> bool:
+    """Whether this build of torch has packed float16 products (x86 builds do)."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether packing a float32 weight loses nothing and pays."""
+    return (
+        weight.dtype == torch.float32
+        and min(weight.shape) >= _NARROW
+        and bool((weight.half().float() == weight).all())
+    )
+
+
+def pack_(module: nn.Module) -> None:
+    """Lay out every linear layer below `module` for decoding on the CPU, in place.
+
+    Args:
+        module: on the CPU, in evaluation mode. It cannot be trained any more.
+    """
+    able = packs()
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is not nn.Linear:
+                continue
+            if able and fits(layer.weight):
+                setattr(parent, name, PackedLinear(layer.weight, layer.bias))
+            elif layer.weight.dtype in (torch.float32, torch.float64):
+                layer.weight.data = layer.weight.data.t().contiguous().t()

@@ -1,0 +1,156 @@
+"""The transformer on a cache: a block of new columns at a time, as decoding needs it.
+
+The arithmetic is that of `specgen.lm.transformer`. A step of a small model costs more in calls than
+in products, so the weights are gathered once into plain tuples, the columns of all rows lie in one
+`[N n, dim]` matrix, rotations happen in place, and keys and values are stored by one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specgen.lm.cache import KVCache, Span
+from specgen.lm.packed import PackedLinear
+from specgen.lm.transformer import (
+    Block,
+    CrossMemory,
+    Transformer,
+    norm_queries_keys,
+    rotate_,
+)
+
+Product = Callable[[Tensor], Tensor]
+
+
+def product(layer: nn.Module) -> Product:
+    """A linear layer as a function of `[M, in]`."""
+    if isinstance(layer, PackedLinear):
+        return layer.forward
+    assert isinstance(layer, nn.Linear)
+    if layer.weight.device.type != "cpu" or layer.bias is not None:
+        return lambda x: F.linear(x, layer.weight, layer.bias)
+    turned = layer.weight.t()
+    return lambda x: torch.mm(x, turned)
+
+
+def norm(layer: nn.LayerNorm | None) -> Product:
+    """A layer norm as a function; None leaves its argument as it is."""
+    if layer is None:
+        return lambda x: x
+    shape, weight, bias, eps = layer.normalized_shape, layer.weight, layer.bias, layer.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+class Layer(NamedTuple):
+    """One block, gathered."""
+
+    block: Block
+    norm1: Product
+    qkv: Product
+    out: Product
+    norm_cross: Product
+    norm2: Product
+    up: Product
+    activation: Product
+    down: Product
+
+    @classmethod
+    def of(cls, block: Block) -> Layer:
+        return cls(
+            block,
+            norm(block.norm1),
+            product(block.attention.qkv),
+            product(block.attention.out),
+            norm(block.norm_cross),
+            norm(block.norm2),
+            product(block.up),
+            block.activation,
+            product(block.down),
+        )
+
+
+class Stepper:
+    """A transformer, a condition and a cache.
+
+    Args:
+        transformer: in evaluation mode.
+        memory: the condition of each of N rows, or None.
+        cache: of N rows.
+    """
+
+    def __init__(
+        self, transformer: Transformer, memory: CrossMemory | None, cache: KVCache
+    ) -> None:
+        self.config = transformer.config
+        self._transformer, self._memory, self._cache = transformer, memory, cache
+        self._layers = [Layer.of(b) for b in transformer.blocks if isinstance(b, Block)]
+
+    def __call__(self, columns: Tensor, span: Span) -> Tensor:
+        """Run a block of columns and keep its keys and values.
+
+        Args:
+            columns: `[N, n, dim]` input embeddings.
+            span: where they lie.
+
+        Returns:
+            `[N, n, dim]`.
+        """
+        N, n, dim = columns.shape
+        positions = span.positions(columns.device)
+        codes = self._transformer.position_codes(positions, self._cache.capacity, columns.dtype)
+        added, turn = codes
+        x = (columns if added is None else columns + added).view(N * n, dim)
+        first = self.config.norm_first
+        for index, layer in enumerate(self._layers):
+            block = layer.block
+            x_in = x
+            h = self._attend(layer, index, layer.norm1(x) if first else x, turn, span, N, n)
+            x = x + (h * block.scale1 if block.scaled else h)
+            x = x if first else layer.norm1(x)
+            if self._memory is not None and block.cross is not None:
+                query = layer.norm_cross(x) if first else x_in
+                h = self._consult(block, index, query.view(N, n, dim)).view(N * n, dim)
+                x = x + (h * block.scale_cross if block.scaled else h)
+                x = x if first else layer.norm_cross(x)
+            h = layer.down(layer.activation(layer.up(layer.norm2(x) if first else x)))
+            x = x + (h * block.scale2 if block.scaled else h)
+            x = x if first else layer.norm2(x)
+        return x.view(N, n, dim)
+
+    def _attend(
+        self, layer: Layer, index: int, x: Tensor, turn: Tensor | None, span: Span, N: int, n: int
+    ) -> Tensor:
+        """Self-attention of columns `[N n, dim]` over the cache."""
+        config, attention = self.config, layer.block.attention
+        qkv = layer.qkv(x)
+        if attention.q_norm is not None and attention.k_norm is not None:
+            qkv = norm_queries_keys(qkv, attention.q_norm, attention.k_norm)
+        heads = qkv.view(N, n, -1, config.head_dim)
+        if turn is not None:
+            rotate_(heads[:, :, : config.heads + config.kv_heads], turn)
+        keys, values = self._cache.write(index, span, heads[:, :, config.heads :])
+        mixed = F.scaled_dot_product_attention(
+            heads[:, :, : config.heads].transpose(1, 2),
+            keys,
+            values,
+            attn_mask=span.mask,
+            enable_gqa=config.kv_repeat > 1,
+        )
+        return layer.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
+
+    def _consult(self, block: Block, index: int, x: Tensor) -> Tensor:
+        """Cross-attention of `[N, n, dim]`."""
+        memory, cross = self._memory, block.cross
+        assert memory is not None and cross is not None
+        keys, values = memory.keys[index], memory.values[index]
+        if not memory.folded:
+            return cross(x, keys, values, memory.mask)  # type: ignore[no-any-return]
+        scores = torch.bmm(x, keys).view(*x.shape[:2], self.config.heads, -1)  # [N, n, heads, L]
+        if memory.mask is not None:
+            scores = scores + memory.mask
+        return torch.bmm(scores.softmax(dim=-1).flatten(2), values)
