@@ -24,7 +24,7 @@ from specgen.decoding.sampling import Sampling, process
 from specgen.errors import UserError
 from specgen.training.batches import TokenItems
 from specgen.training.lm import held_out_crops
-from specgen.training.objective import grid_logits
+from specgen.training.objective import coupled_chance, grid_logits
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,7 @@ class Estimate:
 
 
 def coupled_acceptance(target: Tensor, draft: Tensor) -> Tensor:
-    """P(argmax(log p + g) == argmax(log q + g)) for Gumbel noise g.
-
-    It is sum_i 1 / sum_j max(p_j/p_i, q_j/q_i).
-
-    With entries sorted by p/q, those above i contribute p_j/p_i and the others q_j/q_i, so two
-    running sums suffice.
+    """Chance of acceptance with shared noise (`coupled_chance`).
 
     Args:
         target, draft: `[..., card]` log-probabilities, -inf where an entry is cut; need not be
@@ -70,15 +65,7 @@ def coupled_acceptance(target: Tensor, draft: Tensor) -> Tensor:
     Returns:
         `[...]` float64.
     """
-    p, q = target.double().softmax(dim=-1), draft.double().softmax(dim=-1)
-    ratio = (p / q).nan_to_num(nan=0.0, posinf=torch.inf)  # entries of neither add nothing anywhere
-    order = ratio.argsort(dim=-1, descending=True)
-    p, q = p.gather(-1, order), q.gather(-1, order)
-    above = p.cumsum(dim=-1) - p
-    below = (1 - (q.cumsum(dim=-1) - q)).clamp_min(q)
-    both = (p > 0) & (q > 0)
-    chance = 1 / (above / p + below / q)
-    return chance.where(both, torch.zeros_like(chance)).sum(dim=-1)
+    return coupled_chance(target.double().softmax(dim=-1), draft.double().softmax(dim=-1))
 
 
 def textbook_acceptance(target: Tensor, draft: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ from specgen.checkpoints.plain import from_plain, to_plain
 from specgen.errors import UserError
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
 from specgen.training.models import LMRecipe, fresh_model, inherit
-from specgen.training.objective import losses, unigram_entropy
+from specgen.training.objective import guided_losses, losses, unigram_entropy
 from specgen.training.optimise import Average, optimizers, rate_at, set_rate
+from specgen.training.targets import Targets
 
 
 class Trainer:
@@ -45,6 +46,7 @@ class Trainer:
             else inherit(recipe, load_lm(Path(recipe.init)))
         )
         self.teacher: LMCheckpoint | None = None
+        self.targets = None if recipe.targets is None else Targets(Path(recipe.targets))
         modules = (self.model.lm, self.model.conditioner)
         self.optimizers = optimizers(
             modules,
@@ -82,13 +84,8 @@ class Trainer:
 
     def update(self) -> dict[str, float]:
         """One optimiser step; returns the losses."""
-        recipe, model = self.recipe, self.model
-        crops = self.crops()
-        if self.teacher is None and recipe.teacher and self.progress >= recipe.distill_from:
-            self.teacher = load_lm(Path(recipe.teacher))
-        entropies, divergence = losses(model, self.items, crops, self.teacher)
-        share = recipe.distill_weight if self.teacher else 0.0
-        loss = (1 - share) * entropies.mean() + share * divergence
+        recipe = self.recipe
+        loss, figures, heard = self.learn() if self.targets is None else self.imitate(self.targets)
         rate = recipe.learning_rate * rate_at(self.progress, self.step, recipe.warmup)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.average.sources, recipe.clip_norm)
@@ -98,9 +95,41 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.average.update(self.step)
-        self.heard += sum(crop.frames for crop in crops) / self.model.codec.frame_rate
+        self.heard += sum(crop.frames for crop in heard) / self.model.codec.frame_rate
+        return figures
+
+    def learn(self) -> tuple[Tensor, dict[str, float], list[Crop]]:
+        """Loss on this step's crops, from the data and the teacher."""
+        recipe = self.recipe
+        crops = self.crops()
+        if self.teacher is None and recipe.teacher and self.progress >= recipe.distill_from:
+            self.teacher = load_lm(Path(recipe.teacher))
+        entropies, divergence = losses(self.model, self.items, crops, self.teacher)
+        share = recipe.distill_weight if self.teacher else 0.0
+        loss = (1 - share) * entropies.mean() + share * divergence
         figures = {"loss": float(entropies.detach().mean())}
-        return figures | ({"divergence": float(divergence.detach())} if self.teacher else {})
+        if self.teacher:
+            figures["divergence"] = float(divergence.detach())
+        return loss, figures, crops
+
+    def imitate(self, targets: Targets) -> tuple[Tensor, dict[str, float], list[Crop]]:
+        """Loss on this step's crops, from a verifier's guided distributions."""
+        recipe = self.recipe
+        phase = next(p for p in recipe.phases if self.progress <= p.until)
+        rng = np.random.default_rng([recipe.seed, self.step])
+        crops, target = targets.draw(phase.batch, phase.frames, rng)
+        entropies, divergence, chance = guided_losses(
+            self.model, self.items, crops, target, recipe.guidance
+        )
+        figures = {
+            "loss": float(entropies.detach().mean()),
+            "divergence": float(divergence.detach()),
+            "acceptance": float(chance.detach()),
+        }
+        if self.progress >= recipe.acceptance_from:
+            return 0.1 * divergence - chance, figures, crops
+        share = recipe.distill_weight
+        return (1 - share) * entropies.mean() + share * divergence, figures, crops
 
     def run(self) -> LMCheckpoint:
         """Train to the end of the budget, logging to `log.jsonl`; returns the averaged model."""
@@ -225,7 +254,17 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(recipe: LMRecipe) -> dict[str, Any]:
-    names = ("init", "teacher", "distill_weight", "minutes", "seed", "optimizer", "learning_rate")
+    names = (
+        "init",
+        "teacher",
+        "targets",
+        "guidance",
+        "distill_weight",
+        "minutes",
+        "seed",
+        "optimizer",
+        "learning_rate",
+    )
     return {name: getattr(recipe, name) for name in names}
 
 

@@ -47,6 +47,12 @@ class LMRecipe:
         teacher: checkpoint folder whose distributions are learnt, if any.
         distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
         distill_from: share of the run after which the teacher is loaded and listened to.
+        targets: folder of a verifier's guided distributions (`specgen.training.targets`); crops
+            come from there, and `distill_weight` is the share of KL(target || model).
+        guidance: the model's own CFG coefficient when it learns targets; None: it learns them
+            outright, to draft without guidance.
+        acceptance_from: share of the run after which the chance of acceptance itself is maximised,
+            the divergence weighing a tenth.
         encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
         phases: length and number of the crops, part by part of the run.
         start_share: share of crops that begin their item; `condition_dropout`: of crops that see
@@ -69,6 +75,9 @@ class LMRecipe:
     teacher: str | None = None
     distill_weight: float = 0.0
     distill_from: float = 0.0
+    targets: str | None = None
+    guidance: float | None = None
+    acceptance_from: float = 1.0
     encoder_layers: int = 1
     encoder_kernel: int = 5
     max_words: int = 64
@@ -101,8 +110,8 @@ class LMRecipe:
             raise ValueError("the last of the phases must last until 1")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
-        if self.distill_weight and self.teacher is None:
-            raise ValueError("distill_weight needs a teacher")
+        if self.distill_weight and self.teacher is None and self.targets is None:
+            raise ValueError("distill_weight needs a teacher or targets")
         if not 0 <= self.distill_weight <= 1:
             raise ValueError(f"distill_weight must be from 0 to 1, got {self.distill_weight}")
 

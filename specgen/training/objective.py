@@ -8,6 +8,7 @@ models of different patterns can be compared coordinate by coordinate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 
 from specgen.checkpoints.native import LMCheckpoint
 from specgen.training.batches import Batch, Crop, TokenItems, write_batch
+
+if TYPE_CHECKING:
+    from specgen.training.targets import Target
 
 
 def picked_hidden(model: LMCheckpoint, batch: Batch, texts: Sequence[str]) -> Tensor:
@@ -59,6 +63,69 @@ def losses(
             divergences.append(F.kl_div(logq, logp, log_target=True, reduction="batchmean"))
     divergence = torch.stack(divergences).mean() if divergences else hidden.new_zeros(())
     return torch.stack(entropies), divergence
+
+
+def guided_losses(
+    model: LMCheckpoint,
+    items: TokenItems,
+    crops: Sequence[Crop],
+    target: Target,
+    guidance: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far a drafter is from a verifier's guided distributions.
+
+    Args:
+        model: the drafter.
+        crops: with their captions.
+        target: the verifier's distributions.
+        guidance: the drafter's own CFG coefficient; None lets it draft without guidance, learning
+            the guided distribution outright: half the work of a draft.
+
+    Returns:
+        Mean cross-entropy of each codebook `[K]` in nats, mean KL(target || model), and mean chance
+        of acceptance under the coupled rule.
+    """
+    batch = write_batch(items, crops, model.pattern, model.lm.config.special)
+    texts = [crop.text for crop in crops]
+    hidden = picked_hidden(model, batch, texts)
+    null = None if guidance is None else picked_hidden(model, batch, [""] * len(texts))
+    entropies, divergences, chances = [], [], []
+    for k, h in enumerate(hidden):
+        logits = model.lm.head(h, k)
+        if null is not None and guidance is not None:
+            logits = torch.lerp(model.lm.head(null[k], k), logits, guidance)
+        logq = logits.flatten(0, 1).log_softmax(dim=-1)
+        entropies.append(F.nll_loss(logq, batch.targets[:, k].flatten()))
+        logp = target.logp[k].flatten(0, 1)
+        logq = logq.gather(1, target.entries[k].flatten(0, 1))
+        divergences.append(F.kl_div(logq, logp, log_target=True, reduction="batchmean"))
+        chances.append(coupled_chance(logp.exp(), logq.exp()).mean())
+    return torch.stack(entropies), torch.stack(divergences).mean(), torch.stack(chances).mean()
+
+
+def coupled_chance(p: Tensor, q: Tensor) -> Tensor:
+    """P(argmax(log p + g) == argmax(log q + g)) for Gumbel noise g, which is
+    sum_i 1 / sum_j max(p_j/p_i, q_j/q_i).
+
+    With entries sorted by p/q, those above i contribute p_j/p_i and the others q_j/q_i, so two
+    running sums suffice.
+
+    Args:
+        p: `[..., k]` probabilities, 0 where an entry is cut.
+        q: `[..., k]`; entries that are not listed hold the rest of its mass.
+
+    Returns:
+        `[...]`.
+    """
+    ratio = (p / q).nan_to_num(nan=0.0, posinf=torch.inf)  # entries of neither add nothing anywhere
+    order = ratio.detach().argsort(dim=-1, descending=True)
+    p, q = p.gather(-1, order), q.gather(-1, order)
+    above = p.cumsum(dim=-1) - p
+    below = torch.maximum(1 - (q.cumsum(dim=-1) - q), q)
+    both = (p > 0) & (q > 0)
+    safe_p, safe_q = p.where(both, torch.ones_like(p)), q.where(both, torch.ones_like(q))
+    chance = 1 / (above / safe_p + below / safe_q)
+    return chance.where(both, torch.zeros_like(chance)).sum(dim=-1)
 
 
 def unigram_entropy(items: TokenItems, smoothed_by: TokenItems, card: int) -> list[float]:
