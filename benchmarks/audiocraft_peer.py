@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,10 @@ ABSENT += ("spacy", "torchaudio", "transformers")
 
 class _Missing(ModuleType):
     """A stand-in whose every attribute is a class that nobody makes an object of."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # transformers asks whether torchaudio has one
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

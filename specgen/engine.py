@@ -117,7 +117,7 @@ def load(
     folder = preset.folder(node.codec.checkpoint)
     codec = load_codec(folder).to(place)
     _check_together(verifier, drafter, codec_id(folder))
-    _check_settings(settings, verifier, drafter)
+    check_settings(settings, verifier, drafter)
     for model in (verifier, drafter):
         if model is not None:
             model.lm.pack()
@@ -231,11 +231,11 @@ class Engine:
         frames = [self.frames(r.duration or 0.0) for r in requests]
         began = time.perf_counter()
         prompts = [r.prompt for r in requests]
-        verifier = self._role(self.verifier, prompts, max(frames), sampling.cfg)
+        verifier = self.role(self.verifier, prompts, max(frames), sampling.cfg)
         drafter = None
         if self.drafter is not None:
             guidance = sampling.cfg if settings.drafter_cfg else None
-            drafter = self._role(self.drafter, prompts, max(frames), guidance)
+            drafter = self.role(self.drafter, prompts, max(frames), guidance)
         conditioned = self._now()
         per_frame = steps_per_frame(self.verifier.pattern)
         with torch.inference_mode():
@@ -278,9 +278,10 @@ class Engine:
                 unknown,
             )
 
-    def _role(
+    def role(
         self, model: LMCheckpoint, prompts: list[str], frames: int, guidance: float | None
     ) -> Role:
+        """A model ready to decode `frames` frames for each prompt."""
         with torch.inference_mode():
             condition, mask = model.conditioner.encode(prompts)
             session = LMSession(
@@ -358,9 +359,14 @@ def _check_together(verifier: LMCheckpoint, drafter: LMCheckpoint | None, codec:
             )
 
 
-def _check_settings(
+def check_settings(
     settings: Settings, verifier: LMCheckpoint, drafter: LMCheckpoint | None
 ) -> None:
+    """Refuse settings that the models cannot follow.
+
+    Raises:
+        UserError: values out of range, or a rule that would change the distribution.
+    """
     check_sampling(settings.sampling, "sampling")
     K = verifier.pattern.codebooks
     if settings.draft_temperatures and len(settings.draft_temperatures) != K:

@@ -24,7 +24,8 @@ from specgen.decoding.lane import Role
 from specgen.decoding.loop import Drafting, decode, steps_per_frame
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
-from specgen.engine import Engine, Request, _check_settings, load
+from specgen.engine import Engine, Request, check_settings, load
+from specgen.lm.model import MusicLM
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ class Trial:
         engine, prompts = self.engine, [r.prompt for r in requests]
         began = time.perf_counter()
         frames, cfg = engine.frames(self.case.duration), engine.settings.sampling.cfg
-        lead = engine._role(engine.verifier, prompts, frames, cfg)
+        lead = engine.role(engine.verifier, prompts, frames, cfg)
         follow = None
         if self.case.draft is not None and engine.drafter is not None:
             guidance = cfg if engine.settings.drafter_cfg else None
-            follow = engine._role(engine.drafter, prompts, frames, guidance)
+            follow = engine.role(engine.drafter, prompts, frames, guidance)
         if engine.device.type == "cuda":
             torch.cuda.synchronize(engine.device)
             torch.cuda.reset_peak_memory_stats(engine.device)
@@ -190,7 +191,7 @@ def _trial(case: Case, engine: Engine, plan: Plan) -> Trial:
         draft_temperatures=draft.temperatures,
         allow_biased=plan.allow_biased,
     )
-    _check_settings(settings, engine.verifier, engine.drafter)
+    check_settings(settings, engine.verifier, engine.drafter)
     steps = draft.frames and draft.frames * steps_per_frame(engine.verifier.pattern)
     return Trial(case, engine, Drafting(Rule(draft.rule), steps, draft.temperatures))
 
@@ -317,12 +318,9 @@ def _models(engines: Iterable[Engine]) -> dict[str, dict[str, Any]]:
     return cards
 
 
-def _size(module: torch.nn.Module) -> dict[str, int]:
-    parameters = list(module.parameters())
-    return {
-        "parameters": sum(p.numel() for p in parameters),
-        "bytes": sum(p.nbytes for p in parameters),
-    }
+def _size(model: MusicLM) -> dict[str, int]:
+    count = model.parameter_count()
+    return {"parameters": count, "bytes": model.weight_bytes()}
 
 
 def _codec_seconds(trial: Trial) -> float:

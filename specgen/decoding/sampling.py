@@ -51,7 +51,7 @@ def process(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
-        last = torch.topk(logits, sampling.top_k, sorted=True).values[..., -1:]
+        last = torch.topk(logits, sampling.top_k, sorted=False).values.amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < last, -torch.inf)
     if 0 < sampling.top_p < 1:
         ordered = torch.sort(logits, dim=-1, descending=True).values

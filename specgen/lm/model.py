@@ -86,6 +86,11 @@ class MusicLM(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
 
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they lie in memory (packed ones take two a number)."""
+        packed = sum(2 * m.count for m in self.modules() if isinstance(m, PackedLinear))
+        return packed + sum(p.nbytes for p in self.parameters())
+
     def parameter_count(self) -> int:
         packed = sum(m.count for m in self.modules() if isinstance(m, PackedLinear))
         return packed + sum(p.numel() for p in self.parameters())
@@ -194,22 +199,27 @@ class LMSession:
             columns[i] == columns[i + K - 1] for i in range(0, len(columns), K)
         )
         index = [r * n + p for r, p in columns[:: K if whole else 1]]
-        if self._doubled == 2:
-            index += [i + self.rows * n for i in index]
-        picked = hidden.flatten(0, 1)[torch.tensor(index, device=hidden.device)]
-        picked = picked.view(self._doubled, -1, picked.shape[-1])
+        halves = hidden.view(self._doubled, -1, hidden.shape[-1])
+        picked = halves[:, _regular(index, hidden.device)]
         if whole:
             out = model.all_heads(picked).flatten(1, 2)
         else:
             out = picked.new_empty(*picked.shape[:2], model.config.card)
             for k in set(codebooks):
-                at = torch.tensor([i for i, c in enumerate(codebooks) if c == k])
-                at = at.to(hidden.device)
+                at = _regular([i for i, c in enumerate(codebooks) if c == k], hidden.device)
                 out[:, at] = model.head(picked[:, at], k)
         out = out if out.dtype == torch.float64 else out.float()
         if self.guidance is None:
             return out[0]
         return torch.lerp(out[1], out[0], self.guidance)
+
+
+def _regular(index: Sequence[int], device: torch.device) -> slice | Tensor:
+    """An index as a slice where it has one stride (most have: a view costs nothing)."""
+    step = index[1] - index[0] if len(index) > 1 else 1
+    if step > 0 and list(index) == list(range(index[0], index[-1] + 1, step)):
+        return slice(index[0], index[-1] + 1, step)
+    return torch.tensor(index, device=device)
 
 
 def _stack(

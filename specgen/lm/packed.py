@@ -3,7 +3,7 @@
 A decoding step multiplies a handful of columns by every weight of the model, so what it costs is
 reading weights. Checkpoints hold 16-bit weights: where the weights of a float32 layer are float16
 numbers exactly, FBGEMM keeps them packed as such and multiplies in float32: half the reading, and
-kernels made for few columns. Narrow layers and other weights stay as they are, but stored column by
+kernels made for few columns. Small layers and other weights stay as they are, but stored column by
 column, which MKL prefers here.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_NARROW = 192  # below this width the packed product's fixed cost outweighs what it saves
+_SMALL = 2**16  # weights up to which the packed product's fixed cost outweighs what it saves
 
 
 class PackedLinear(nn.Module):
@@ -27,7 +27,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.count = weight.numel() + (0 if bias is None else bias.numel())
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-        self._product = torch.ops.quantized.linear_dynamic_fp16.default
+        product = torch.ops.quantized.linear_dynamic_fp16.default
+        self._product = getattr(product, "_op", product)  # past the overload's Python, if it can be
 
     @property
     def weight(self) -> Tensor:
@@ -66,7 +67,7 @@ def fits(weight: Tensor) -> bool:
     """Whether packing a float32 weight loses nothing and pays."""
     return (
         weight.dtype == torch.float32
-        and min(weight.shape) >= _NARROW
+        and weight.numel() >= _SMALL
         and bool((weight.half().float() == weight).all())
     )
 
