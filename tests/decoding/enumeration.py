@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specgen.decoding import loop
+from specgen.decoding import loop, rounds
 from specgen.decoding.acceptance import Rule, textbook_codebooks
 from specgen.decoding.lane import Lane, Role, Where
 from specgen.decoding.sampling import Sampling
@@ -61,7 +61,8 @@ class EnumeratedDraws:
         self,
         lead: Lane,
         follow: Lane | None,
-        seeds: Sequence[int],
+        rows: int,
+        frames: int,
         sampling: Sampling,
         rule: Rule,
         temperatures: Sequence[float],
@@ -73,9 +74,18 @@ class EnumeratedDraws:
         self.intervals: dict[Any, tuple[float, float]] = {}
         self.drafted: dict[Any, float] = {}
         self.tau = temperatures or (1.0,) * lead.codebooks
+        self.lanes, self.rule = (lead, follow), rule
         self.by_textbook = (False,) * lead.codebooks
+
+    def admit(self, row: int, seed: int) -> None:
+        lead, follow = self.lanes
         if follow is not None:
-            self.by_textbook = textbook_codebooks(rule, follow.patterns[0], lead.patterns[0])
+            self.by_textbook = textbook_codebooks(
+                self.rule, follow.patterns[row], lead.patterns[row]
+            )
+
+    def move(self, source: int, target: int) -> None:
+        assert source == target  # there is one row
 
     def draw(self, key: Any, log_odds: float) -> int:
         """Entry 1 if the noise of `key` exceeds -log_odds, given all earlier draws with it."""
@@ -119,7 +129,7 @@ class EnumeratedDraws:
             out.append(token)
         return torch.tensor(out)
 
-    def margins(self) -> None:
+    def margins(self, row: int) -> None:
         return None
 
 
@@ -149,8 +159,8 @@ def enumerate_decodes(
     made: dict[tuple[int, ...], float] = {}
     total, runs = 0.0, 0
     begin: list[int] | None = []
-    real = loop.Draws
-    loop.Draws = EnumeratedDraws  # type: ignore[assignment,misc]
+    real = rounds.Draws
+    rounds.Draws = EnumeratedDraws  # type: ignore[assignment,misc]
     try:
         while begin is not None:
             EnumeratedDraws.path = path = Path(begin)
@@ -168,7 +178,7 @@ def enumerate_decodes(
             runs += 1
             begin = path.next()
     finally:
-        loop.Draws = real  # type: ignore[misc]
+        rounds.Draws = real  # type: ignore[misc]
     target = target_model.grid_probabilities(verifier, frames)
     distance = sum(abs(made.get(grid, 0.0) - p) for grid, p in target.items()) / 2
     return distance, total, runs
