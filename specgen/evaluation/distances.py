@@ -64,11 +64,16 @@ def frechet_infinity(a: NDArray[Any], b: NDArray[Any], seed: int = 0, points: in
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
-def kernel_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+def kernel_distance(a: NDArray[Any], b: NDArray[Any], *, paired: bool = False) -> float:
     """Kernel audio distance: 100 times the unbiased squared MMD (Chung et al. 2025; Gretton 2012).
 
     A Gaussian kernel whose width is the median distance between rows of the reference `a`. Its
     expectation is 0 for sets of one law, at any size, so single values may lie below zero.
+
+    Args:
+        a, b: `[N, D]` and `[M, D]`.
+        paired: row i of both may depend on each other (one seed): their own pairs are left out, as
+            the estimate supposes independent rows. Equal sets are then at 0.
 
     Raises:
         ValueError: fewer than two rows, or unequal widths.
@@ -82,7 +87,11 @@ def kernel_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
         n = len(squares)
         return float((np.exp(-gamma * squares).sum() - n) / (n * (n - 1)))
 
-    cross = float(np.exp(-gamma * _squared_distances(a, b)).mean())
+    between = np.exp(-gamma * _squared_distances(a, b))
+    cross = float(between.mean())
+    if paired:
+        n = len(between)
+        cross = float((between.sum() - np.trace(between)) / (n * (n - 1)))
     own = off_diagonal(within) + off_diagonal(_squared_distances(b, b))
     return KAD_SCALE * (own - 2 * cross)
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEW = 50  # clips a side below which a figure is shown as an interval only
+FEW_MARK = "*"
+FEW_NOTE = f"{FEW_MARK} fewer than {FEW} clips: an interval, but no single value"
 Z95 = 1.959964
 
 Statistic = Callable[..., float]
@@ -36,10 +38,10 @@ class Figure:
         return self.clips < FEW
 
     def text(self, digits: int = 2) -> str:
-        """For tables: `8.41 (7.90 to 8.92)`, or the interval alone when there are few clips."""
+        """For tables: `8.41 (7.90 to 8.92)`, or `7.90 to 8.92*` when there are few clips."""
         span = f"{self.low:.{digits}f} to {self.high:.{digits}f}"
         if self.few:
-            return f"{span} (only {self.clips} clips)"
+            return f"{span}{FEW_MARK}"
         return f"{self.value:.{digits}f} ({span})"
 
     def as_dict(self) -> dict[str, Any]:

@@ -110,6 +110,13 @@ def test_kernel_distance_is_unbiased_and_grows() -> None:
     assert far > near > 5 * np.std(same)
 
 
+def test_kernel_distance_of_equal_pairs_is_zero() -> None:
+    """Without `paired` a clip's distance of 0 to itself would count."""
+    a = np.random.default_rng(4).normal(size=(30, 10))
+    assert kernel_distance(a, a, paired=True) == pytest.approx(0, abs=1e-9)
+    assert kernel_distance(a, a) < -0.5
+
+
 def test_median_is_that_of_distinct_pairs() -> None:
     squares = np.array([[0.0, 1.0, 16.0], [1.0, 0.0, 9.0], [16.0, 9.0, 0.0]])
     assert median_distance(squares) == 3.0

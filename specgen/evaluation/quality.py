@@ -1,0 +1,143 @@
+"""How the sides sound: distances of embeddings, tags, spectra and levels, all with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specgen.evaluation import signals
+from specgen.evaluation.distances import frechet_distance, frechet_infinity, kernel_distance
+from specgen.evaluation.embedders import Embedder, MusicnnEmbedder, resample
+from specgen.evaluation.intervals import Figure, bootstrap, mean, permutation_p
+from specgen.evaluation.tagging import divergences, text_agreement, wanted
+
+LEAST = 8  # clips a side below which no distance between sets is given
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is known of a set of clips; row i of every array is clip i.
+
+    Attributes:
+        label: of the side.
+        prompts: of the clips; empty where they have none.
+        embeddings: `[N, D]`.
+        tags: `[N, 50]`.
+        signal: `[N, ...]`, rows of `signals.statistics`.
+    """
+
+    label: str
+    prompts: tuple[str, ...]
+    embeddings: Array
+    tags: Array
+    signal: Array
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+    def take(self, rows: Sequence[int]) -> Heard:
+        """Some of the clips."""
+        prompts = tuple(self.prompts[i] for i in rows) if self.prompts else ()
+        at = list(rows)
+        return Heard(self.label, prompts, self.embeddings[at], self.tags[at], self.signal[at])
+
+
+class Listener:
+    """Hears clips: musicnn always (its tags are needed), another embedder if asked for."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self._tagger = embedder if isinstance(embedder, MusicnnEmbedder) else MusicnnEmbedder()
+
+    def hear(
+        self, label: str, waves: Sequence[tuple[Array, int]], prompts: Sequence[str] = ()
+    ) -> Heard:
+        """`waves` are mono samples and their rate; silence is heard too."""
+        rows = [self._one(np.asarray(wave, np.float32), rate) for wave, rate in waves]
+        embeddings, tags, signal = (np.stack(part) for part in zip(*rows, strict=True))
+        return Heard(label, tuple(prompts), embeddings, tags, signal)
+
+    def _one(self, wave: Array, rate: int) -> tuple[Array, Array, Array]:
+        hidden, tags = self._tagger.analyse(resample(wave, rate, self._tagger.sample_rate))
+        if self.embedder is not self._tagger:
+            hidden = self.embedder.embed(resample(wave, rate, self.embedder.sample_rate))
+        return hidden, tags, signals.statistics(wave, rate)
+
+
+def tag_shift(a: Array, b: Array) -> float:
+    """KL between the sides' mean tag posteriors, in nats: blind to which clip is which."""
+    return float(divergences(a.mean(axis=0)[None], b.mean(axis=0)[None])[0])
+
+
+def describe(side: Heard) -> dict[str, Any]:
+    """Figures of one side by itself: levels, and how well it fits its prompts."""
+    found: dict[str, Any] = {
+        name: mean(side.signal[:, i]).as_dict() for i, name in enumerate(signals.NAMES)
+    }
+    found["text_agreement"] = None
+    if side.prompts:
+        asked = wanted(side.prompts)
+        figure = bootstrap(text_agreement, side.tags, asked, paired=True)
+        if np.isfinite(figure.value) and np.isfinite(figure.low):
+            found["text_agreement"] = figure.as_dict()
+    return found
+
+
+def distance(reference: Heard, side: Heard, *, paired: bool) -> dict[str, Any] | None:
+    """Distances of a side to a reference set, None below `LEAST` clips.
+
+    Args:
+        reference, side: what is compared.
+        paired: row i of both is one prompt and seed; then KL is given too, clip by clip, and
+            permutation tests of whether the sides differ at all.
+    """
+    if min(len(reference), len(side)) < LEAST:
+        return None
+
+    kernel = partial(kernel_distance, paired=paired)
+
+    def figure(statistic: Any, name: str) -> dict[str, Any]:
+        a, b = getattr(reference, name), getattr(side, name)
+        return bootstrap(statistic, a, b, paired=paired, rounds=100).as_dict()
+
+    found = {
+        "against": reference.label,
+        "frechet": figure(frechet_distance, "embeddings"),
+        # The extrapolation supposes that no clip is on both sides.
+        "frechet_infinity": None if paired else figure(frechet_infinity, "embeddings"),
+        "kernel": figure(kernel, "embeddings"),
+        "spectrum_db": figure(signals.spectrum_distance, "signal"),
+        "tag_shift": figure(tag_shift, "tags"),
+        "tag_kl": None,
+        "p": None,
+    }
+    if paired:
+        found["tag_kl"] = mean(divergences(reference.tags, side.tags)).as_dict()
+        found["p"] = {
+            "frechet": permutation_p(frechet_distance, reference.embeddings, side.embeddings, 200),
+            "kernel": permutation_p(kernel, reference.embeddings, side.embeddings, 200),
+            "tag_shift": permutation_p(tag_shift, reference.tags, side.tags, 500),
+        }
+    return found
+
+
+def kl_floor(side: Heard) -> Figure | None:
+    """KL between clips of one prompt with different seeds: what chance alone gives a pair.
+
+    None if no prompt has two clips.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, prompt in enumerate(side.prompts):
+        groups.setdefault(prompt, []).append(i)
+    pairs = [(g[i], g[i + 1]) for g in groups.values() for i in range(len(g) - 1)]
+    if not pairs:
+        return None
+    first, second = (list(part) for part in zip(*pairs, strict=True))
+    return mean(divergences(side.tags[first], side.tags[second]))

@@ -1,0 +1,121 @@
+"""A comparison's document in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specgen.evaluation.intervals import Figure
+
+Document = dict[str, Any]
+
+
+def figure_text(row: dict[str, Any] | None, digits: int = 2) -> str:
+    """A figure of the document for a table; `-` where there is none."""
+    if row is None:
+        return "-"
+    low, high = row["interval_95"]
+    return Figure(row["value"], low, high, row["clips"]).text(digits)
+
+
+def percent(share: float | None) -> str:
+    """A share; only what is exactly all or nothing is called 100 % or 0 %."""
+    if share is None:
+        return "-"
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return f"{min(max(share, 0.0001), 0.9999):.2%}"
+
+
+def p_text(p: float) -> str:
+    return f"p = {p:.2g}"
+
+
+def sentences(document: Document) -> list[str]:
+    """What was found, most important first."""
+    said = [_identity(row) for row in document["identity"]]
+    said += [_distribution(row, "clips") for row in document["distribution"]]
+    said += [_distribution(row, "very short clips") for row in document["short"]]
+    said += [text for row in document["quality"] if (text := _quality(row))]
+    said += [text for row in document["speed"][1:] if (text := _speed(row, document["speed"][0]))]
+    lossy = [row["label"] for row in document["sides"] if not row["lossless"]]
+    if lossy:
+        said.append(f"LOSSY by choice: {', '.join(lossy)}.")
+    if document["interrupted"]:
+        said.append("The run was interrupted: these are the clips made until then.")
+    return said
+
+
+def _identity(row: Document) -> str:
+    clips = f"{row['clips_identical']} of {row['clips']} clips"
+    share = percent(row["tokens_identical_share"])
+    head = f"{row['b']} against {row['a']}: {clips} and {share} of the tokens are identical"
+    if row["holds"] is True and not row["first_differences"]:
+        return f"{head}, as promised."
+    if row["holds"] is True:
+        return f"{head}; every difference begins at a rounding tie, as promised in float32."
+    if row["holds"] is False:
+        return f"{head}; a difference that is no rounding tie breaks the promise: this is a fault."
+    if row["expected_identical"]:
+        return f"{head}; in 16 bit only the distribution is promised."
+    return f"{head}; these sides need not be identical."
+
+
+def _distribution(row: Document, what: str) -> str:
+    verdict = "differ" if row["differs"] else "cannot be told apart"
+    text = (
+        f"Token statistics of {row['clips']} {what} a side: {row['b']} and {row['a']} {verdict} "
+        f"({p_text(row['p'])})"
+    )
+    if row["differs"]:
+        return f"{text}; most in {row['worst']}."
+    if row["detectable_shift"] is not None:
+        text += (
+            f"; a bias of {row['detectable_shift']:.0%} of the tokens would have been caught "
+            f"with a probability of {row['power']:.0%}"
+        )
+    elif row["power"] is not None:
+        text += "; too few clips to catch even a large bias, so this says little"
+    return f"{text}."
+
+
+def _quality(row: Document) -> str | None:
+    to_first = row["to_first"]
+    if to_first is None:
+        return None
+    p = to_first["p"]
+    names = {"frechet": "Fréchet distance", "kernel": "kernel distance", "tag_shift": "tags"}
+    seen = [names[key] for key in names if p[key] <= 0.01]
+    text = f"To the tagger's ear {row['label']} "
+    if seen:
+        return f"{text}differs from {to_first['against']} ({', '.join(seen)})."
+    return f"{text}does not differ from {to_first['against']}."
+
+
+def _speed(row: Document, first: Document) -> str | None:
+    if row["speedup"] is None:
+        return None
+    low, high = row["speedup"]["interval_95"]
+    return (
+        f"{row['label']} takes 1/{row['speedup']['value']:.2f} of the time of {first['label']} "
+        f"({low:.2f} to {high:.2f} times as fast, {row['rounds']} alternating rounds)."
+    )
+
+
+def passed(document: Document) -> bool:
+    """Whether every promise holds: identity, and no difference between sides of one law."""
+    broken = any(row["holds"] is False for row in document["identity"])
+    tests = document["distribution"] + document["short"]
+    biased = any(row["differs"] and promised(document, row) for row in tests)
+    return not broken and not biased
+
+
+def promised(document: Document, row: Document) -> bool:
+    """Whether two sides are promised to follow one law: lossless, same verifier, same sampling."""
+    a, b = (next(s for s in document["sides"] if s["label"] == row[key]) for key in "ab")
+    keys = ("temperature", "top_k", "top_p", "cfg")
+    return (
+        a["lossless"]
+        and b["lossless"]
+        and (a["checkpoints"] or {}).get("verifier") == (b["checkpoints"] or {}).get("verifier")
+        and all(a["sampling"][key] == b["sampling"][key] for key in keys)
+    )

@@ -1,0 +1,154 @@
+"""A comparison's document as tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from specgen.evaluation.intervals import FEW, FEW_NOTE
+from specgen.evaluation.summary import figure_text, p_text, percent, sentences
+
+Document = dict[str, Any]
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def tables(document: Document) -> list[Table]:
+    """Title, headings and rows of every table that has rows."""
+    made = [
+        ("Sides", *_sides(document)),
+        ("Identity", *_identity(document)),
+        ("Distribution of tokens", *_distribution(document)),
+        ("Quality", *_quality(document)),
+        ("Speed", *_speed(document)),
+    ]
+    return [table for table in made if table[2]]
+
+
+def _sides(document: Document) -> tuple[list[str], list[list[str]]]:
+    heads = ["side", "lossless", "clips", "failed", "accepted", "by codebook", "tokens a pass"]
+    rows = [
+        [
+            row["label"],
+            "yes" if row["lossless"] else "LOSSY",
+            str(row["clips"]),
+            str(row["failed"]),
+            percent(row["acceptance"]),
+            " ".join(map(percent, row["acceptance_per_codebook"] or [])) or "-",
+            "-" if row["tokens_per_pass"] is None else f"{row['tokens_per_pass']:.2f}",
+        ]
+        for row in document["sides"]
+    ]
+    return heads, rows
+
+
+def _identity(document: Document) -> tuple[list[str], list[list[str]]]:
+    heads = ["sides", "clips the same", "tokens the same", "by codebook", "promised"]
+    rows = [
+        [
+            f"{row['a']} | {row['b']}",
+            f"{row['clips_identical']} of {row['clips']}",
+            percent(row["tokens_identical_share"]),
+            " ".join(map(percent, row["per_codebook"])),
+            {True: "yes, and kept", False: "yes, and BROKEN", None: "no"}[row["holds"]],
+        ]
+        for row in document["identity"]
+    ]
+    return heads, rows
+
+
+def _distribution(document: Document) -> tuple[list[str], list[list[str]]]:
+    heads = ["sides", "of", "p", "verdict", "would catch", "in"]
+    rows = []
+    for name in ("distribution", "short"):
+        for row in document[name]:
+            shift, power = row["detectable_shift"], row["power"]
+            rows.append(
+                [
+                    f"{row['a']} | {row['b']}",
+                    f"{row['clips']} clips of {row['frames']} frames",
+                    f"{row['p']:.3g}",
+                    f"differ ({row['worst']})" if row["differs"] else "no difference",
+                    "-" if shift is None else f"a shift of {shift:.0%}",
+                    "-" if power is None else f"{power:.0%} of runs",
+                ]
+            )
+    return heads, rows
+
+
+def _quality(document: Document) -> tuple[list[str], list[list[str]]]:
+    heads = ["side", "clips", "Fréchet", "extrapolated", "kernel", "tag KL", "spectrum dB"]
+    heads += ["text agreement", "loudness LUFS", "to"]
+    rows = []
+    for row in document["quality"]:
+        shared = [figure_text(row["text_agreement"]), figure_text(row["loudness_lufs"], 1)]
+        found = [row[key] for key in ("to_recordings", "to_first") if row[key]]
+        for part in found or [None]:
+            cells = ["-"] * 5
+            if part:
+                keys = ("frechet", "frechet_infinity", "kernel")
+                kl = part["tag_kl"] or part["tag_shift"]
+                cells = [figure_text(part[key]) for key in keys]
+                cells += [figure_text(kl), figure_text(part["spectrum_db"], 1)]
+            against = part["against"] if part else "-"
+            rows.append([row["label"], str(row["clips"]), *cells, *shared, against])
+    return heads, rows
+
+
+def _speed(document: Document) -> tuple[list[str], list[list[str]]]:
+    heads = ["side", "seconds", "x real time", "times as fast", "rounds"]
+    rows = []
+    for row in document["speed"]:
+        if row["seconds"] is None:
+            continue
+        gain = row["speedup"]
+        text = "-"
+        if gain:
+            low, high = gain["interval_95"]
+            text = f"{gain['value']:.2f} ({low:.2f} to {high:.2f})"
+        pace = f"{row['audio_seconds_per_second']:.2f}"
+        rows.append([row["label"], f"{row['seconds']:.1f}", pace, text, str(row["rounds"])])
+    return heads, rows
+
+
+def render(document: Document, width: int | None = None) -> str:
+    """Sentences, then tables."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    out = io.StringIO()
+    console = Console(file=out, width=width or 160, highlight=False, markup=False)
+    for sentence in sentences(document):
+        console.print(f"- {sentence}")
+    for title, heads, rows in tables(document):
+        table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+    for line in _extra(document):
+        console.print(line)
+    return out.getvalue().rstrip()
+
+
+def _extra(document: Document) -> Iterable[str]:
+    for row in document["identity"]:
+        for d in row["first_differences"][:3]:
+            margin = "" if d["margin"] is None else f", margin {d['margin']:.2g}"
+            yield (
+                f"first difference of {d['id']}: frame {d['frame']}, codebook {d['codebook']}, "
+                f"tokens {d['tokens'][0]} and {d['tokens'][1]}{margin}"
+            )
+    if any(row["clips"] < FEW for row in document["quality"]):
+        yield FEW_NOTE
+    for row in document["quality"]:
+        floor = row["tag_kl_between_seeds"]
+        if floor:
+            yield f"tag KL between seeds of {row['label']}: {figure_text(floor)}"
+        if row["to_first"]:
+            ps = ", ".join(f"{key} {p_text(p)}" for key, p in row["to_first"]["p"].items())
+            yield f"{row['label']} against {row['to_first']['against']}: {ps}"
+    yield from (f"note: {note}" for note in document["notes"])
+    yield from (f"failed: {line}" for line in document["failures"])
