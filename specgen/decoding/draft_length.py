@@ -54,68 +54,71 @@ class FixedLength:
     def choose(self) -> int:
         return self.steps
 
-    def observe(self, **_: float) -> None:
+    def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
         """A fixed length learns nothing."""
 
 
+class Costs:
+    """What a round costs, in units of any kind: a verify pass over some columns, a drafter step.
+
+    They start as the shape seen on CPUs at embedded sizes, in units of a one-column pass; clocked
+    by the loop, they become seconds.
+    """
+
+    def __init__(self) -> None:
+        self.verify = Line(0.9, 0.1)
+        self.draft_step = 0.25
+        self._clocked = False
+
+    def clock(
+        self, *, draft_steps: int, draft_seconds: float, columns: int, verify_seconds: float
+    ) -> None:
+        """Take in one round's times."""
+        if not self._clocked:
+            self._clocked = True
+            self.draft_step *= verify_seconds / self.verify.at(columns)
+        self.verify.add(columns, verify_seconds)
+        if draft_steps:
+            self.draft_step += 0.1 * (draft_seconds / draft_steps - self.draft_step)
+
+
 class AutoLength:
-    """Maximises expected committed steps per unit of time.
+    """Maximises one row's expected committed steps per unit of time.
 
     With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a
     round (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the
-    drafter's steps, both taken as straight lines in m and measured as the decode runs. Where no
+    drafter's steps. The acceptance and the drafter steps a draft takes are the row's own. Where no
     draft pays, m is 0 (the verifier alone), with a draft now and then to see whether it would.
 
     Args:
         steps_a_draft_step: verifier steps that one drafter step covers (K for delay to flatten).
-        clocked: measure costs by the clock. Off, the costs stay at the given ratios, so that the
-            choice, and with it the sample under a rule whose sample depends on the draft length, is
-            the same in every run.
+        costs: shared by the rows of a batch if clocked. Left unclocked, the choice, and with it the
+            sample under a rule whose sample depends on the draft length, is the same in every run
+            and every batch.
     """
 
-    def __init__(self, steps_a_draft_step: float, *, clocked: bool) -> None:
-        self._clocked = clocked
-        self._scale: float | None = None
+    def __init__(self, steps_a_draft_step: float, costs: Costs) -> None:
+        self._costs = costs
         self._idle = 0
         self._accepted, self._judged = 0.65 * _PRIOR_JUDGED, _PRIOR_JUDGED
-        # In units of a one-column verifier pass; the shape seen on CPUs at embedded sizes.
-        self._verify = Line(0.9, 0.1)
-        self._draft_step = 0.25
         self._draft_steps = Line(1.0, 1.0 / steps_a_draft_step)
 
-    def observe(
-        self,
-        *,
-        length: float,
-        accepted: float,
-        judged: float,
-        draft_steps: float,
-        columns: float,
-        draft_seconds: float,
-        verify_seconds: float,
-    ) -> None:
-        """Learn from one round: steps accepted of those judged, drafter steps and costs."""
+    def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
+        """Learn from one round: steps accepted of those judged, and drafter steps."""
         self._accepted = _FORGET * self._accepted + accepted
         self._judged = _FORGET * self._judged + judged
         if length:
             self._draft_steps.add(length, draft_steps)
-        if not self._clocked:
-            return
-        if self._scale is None:
-            self._scale = verify_seconds / self._verify.at(columns)
-            self._draft_step *= self._scale
-        self._verify.add(columns, verify_seconds)
-        if draft_steps:
-            self._draft_step += 0.1 * (draft_seconds / draft_steps - self._draft_step)
 
     def choose(self) -> int:
         """The draft length with the highest expected pace, in verifier steps."""
         rate = min(self._accepted / self._judged, 0.98)
+        costs = self._costs
 
         def pace(m: int) -> float:
             committed = (1 - rate ** (m + 1)) / (1 - rate)
-            drafting = self._draft_step * self._draft_steps.at(m) if m else 0.0
-            return committed / (self._verify.at(m + 1) + drafting)
+            drafting = costs.draft_step * self._draft_steps.at(m) if m else 0.0
+            return committed / (costs.verify.at(m + 1) + drafting)
 
         best = max(range(1, MAX_STEPS + 1), key=pace)
         self._idle = 0 if pace(best) > pace(0) or self._idle >= _PROBE else self._idle + 1

@@ -11,70 +11,106 @@ from specgen.decoding.acceptance import Rule, textbook, textbook_codebooks
 from specgen.decoding.lane import Lane, Where
 from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
 from specgen.decoding.sampling import Sampling, perturbed_argmax, process
+from specgen.patterns import Coord
 
 
 class Draws:
     """The draws of a batch; the result for a coordinate depends on its row's seed and logits alone.
 
+    What is kept for a grid lies in a slot; rows that move take their slots along.
+
     Args:
         lead: the verifier's lane.
         follow: the drafter's, or None.
-        seeds: one a row.
+        rows: B.
+        frames: T of the longest grid.
         sampling: of both models' distributions.
         rule: how guesses are judged.
         temperatures: per codebook, of the guesses; () is 1 everywhere.
         record: keep the margins of coupled and greedy tokens.
+
+    Raises:
+        ValueError: arguments that do not fit each other.
     """
 
     def __init__(
         self,
         lead: Lane,
         follow: Lane | None,
-        seeds: Sequence[int],
+        rows: int,
+        frames: int,
         sampling: Sampling,
         rule: Rule,
         temperatures: Sequence[float],
         *,
         record: bool = False,
     ) -> None:
-        K, frames = lead.codebooks, [p.frames for p in lead.patterns]
-        if len(seeds) != len(frames):
-            raise ValueError(f"{len(frames)} rows, but {len(seeds)} seeds")
+        K = lead.codebooks
         if temperatures and (len(temperatures) != K or min(temperatures) <= 0):
             raise ValueError(f"draft temperatures must be {K} positive numbers, got {temperatures}")
         if follow is not None and (follow.codebooks, follow.card) != (K, lead.card):
             raise ValueError("drafter and verifier differ in codebooks or card")
-        self._sampling = sampling
+        self._sampling, self._rule, self._lanes = sampling, rule, (lead, follow)
         self._tau = (
             torch.tensor(temperatures, device=lead.device)
             if temperatures and set(temperatures) != {1.0}
             else None
         )
-        self._frames = frames
+        self._slot = list(range(rows))
+        self._seeds = [0] * rows
         self._margins: Tensor | None = None
         if record:
-            self._margins = torch.full(
-                (len(frames), K, max(frames)), torch.nan, dtype=torch.float64
-            )
-        self._textbook = (False,) * K
+            self._margins = torch.full((rows, K, frames), torch.nan, dtype=torch.float64)
+        self._textbook = [(False,) * K] * rows
         # Whether a correction voids every open guess; such guesses are drawn anew, with new noise.
         self.forgetful = rule is Rule.REJECTION
-        self._attempts: dict[tuple[int, int, int], int] = {}
-        self._seeds = tuple(seeds)
+        self._fields: dict[Purpose, NoiseField] = {}
         if sampling.greedy:
             return
 
         def field(purpose: Purpose) -> NoiseField:
-            return NoiseField(seeds, frames, K, lead.card, purpose, lead.device)
+            return NoiseField(rows, frames, K, lead.card, purpose, lead.device)
 
-        self._token = field(Purpose.TOKEN)
+        self._fields[Purpose.TOKEN] = field(Purpose.TOKEN)
         if follow is None or rule is Rule.COUPLED:
             return
-        longest = frames.index(max(frames))
-        self._textbook = textbook_codebooks(rule, follow.patterns[longest], lead.patterns[longest])
-        self._draft, self._residual = field(Purpose.DRAFT), field(Purpose.RESIDUAL)
-        self._uniform = acceptance_uniforms(seeds, frames, K, lead.device)
-        self._drafted: dict[tuple[int, int, int], Tensor] = {}
+        for purpose in (Purpose.DRAFT, Purpose.RESIDUAL):
+            self._fields[purpose] = field(purpose)
+        self._uniform = torch.zeros(rows, K, frames, dtype=torch.float64, device=lead.device)
+        self._drafted: list[dict[Coord, Tensor]] = [{} for _ in range(rows)]
+        self._attempts: list[dict[Coord, int]] = [{} for _ in range(rows)]
+
+    def admit(self, row: int, seed: int) -> None:
+        """A grid of another seed takes the row; the lanes have it already."""
+        slot = self._slot[row]
+        self._seeds[slot] = seed
+        for field in self._fields.values():
+            field.admit(slot, seed)
+        if self._margins is not None:
+            self._margins[slot] = torch.nan
+        lead, follow = self._lanes
+        if Purpose.RESIDUAL not in self._fields or follow is None:
+            return
+        frames = lead.patterns[row].frames
+        self._textbook[slot] = textbook_codebooks(
+            self._rule, follow.patterns[row], lead.patterns[row]
+        )
+        uniform = acceptance_uniforms(seed, frames, lead.codebooks)
+        self._uniform[slot, :, :frames] = uniform.to(self._uniform.device)
+        self._drafted[slot], self._attempts[slot] = {}, {}
+
+    def move(self, source: int, target: int) -> None:
+        """Let row `target` be what row `source` is."""
+        slots = self._slot
+        slots[source], slots[target] = slots[target], slots[source]
+
+    def _at(self, purpose: Purpose, where: Where) -> Tensor:
+        """Noise of coordinates, `[M, card]`."""
+        slots = [self._slot[r] for r, _, _ in where]
+        return self._fields[purpose].at(slots, [c for _, _, c in where])
+
+    def _by_textbook(self, row: int, coord: Coord) -> bool:
+        return self._textbook[self._slot[row]][coord.k]
 
     def guess(self, logits: Tensor, where: Where) -> Tensor:
         """Draw the drafter's guesses.
@@ -91,31 +127,30 @@ class Draws:
         logits = process(logits, self._sampling)
         if self._tau is not None:
             logits = logits / self._tau[[c.k for _, _, c in where]][:, None]
-        if not any(self._textbook):
-            return perturbed_argmax(logits, _noise(self._token, where))
+        private = [i for i, (r, _, c) in enumerate(where) if self._by_textbook(r, c)]
+        if not private:
+            return perturbed_argmax(logits, self._at(Purpose.TOKEN, where))
+        for i in private:
+            r, _, c = where[i]
+            self._drafted[self._slot[r]][c] = logits[i]
         noise = torch.empty_like(logits)
-        private = [i for i, (_, _, c) in enumerate(where) if self._textbook[c.k]]
-        shared = [i for i, (_, _, c) in enumerate(where) if not self._textbook[c.k]]
-        for at, draw in ((private, self._private), (shared, self._shared)):
-            if at:
-                noise[at] = draw([where[i] for i in at]).to(noise.dtype)
-        for (r, _, c), row in zip(where, logits, strict=True):
-            if self._textbook[c.k]:
-                self._drafted[r, c.t, c.k] = row
+        noise[private] = self._private([where[i] for i in private]).to(noise.dtype)
+        shared = [i for i, (r, _, c) in enumerate(where) if not self._by_textbook(r, c)]
+        if shared:
+            noise[shared] = self._at(Purpose.TOKEN, [where[i] for i in shared]).to(noise.dtype)
         return perturbed_argmax(logits, noise)
-
-    def _shared(self, where: Where) -> Tensor:
-        return _noise(self._token, where)
 
     def _private(self, where: Where) -> Tensor:
         """Noise of guesses for the textbook test: `[M, card]`."""
         if not self.forgetful:
-            return _noise(self._draft, where)
+            return self._at(Purpose.DRAFT, where)
         rows = []
+        card, codebooks = self._lanes[0].card, self._lanes[0].codebooks
         for r, _, c in where:
-            attempt = self._attempts[r, c.t, c.k] = self._attempts.get((r, c.t, c.k), -1) + 1
-            stream = c.k + len(self._textbook) * attempt
-            noise = gumbels(self._seeds[r], Purpose.DRAFT, stream, c.t, 1, self._token.card)
+            slot = self._slot[r]
+            attempt = self._attempts[slot][c] = self._attempts[slot].get(c, -1) + 1
+            stream = c.k + codebooks * attempt
+            noise = gumbels(self._seeds[slot], Purpose.DRAFT, stream, c.t, 1, card)
             rows.append(torch.from_numpy(noise[0]))
         return torch.stack(rows).to(self._uniform.device)
 
@@ -137,33 +172,29 @@ class Draws:
             scores = logits
         else:
             logits = process(logits, self._sampling)
-            scores = logits + _noise(self._token, where)
+            scores = logits + self._at(Purpose.TOKEN, where)
         tokens = scores.argmax(dim=-1)
         if self._margins is not None:
             best = scores.double().topk(2, dim=-1).values
             for (r, _, c), gap in zip(where, (best[:, 0] - best[:, 1]).tolist(), strict=True):
-                self._margins[r, c.k, c.t] = gap
-        at = [i for i, (_, _, c) in enumerate(where) if guessed[i] and self._textbook[c.k]]
+                self._margins[self._slot[r], c.k, c.t] = gap
+        at = [i for i, (r, _, c) in enumerate(where) if guessed[i] and self._by_textbook(r, c)]
         if not at:
             return tokens
         chosen = [where[i] for i in at]
-        draft = torch.stack([self._drafted[r, c.t, c.k] for r, _, c in chosen])
-        rows, ks, ts = zip(*((r, c.k, c.t) for r, _, c in chosen), strict=True)
+        draft = torch.stack([self._drafted[self._slot[r]][c] for r, _, c in chosen])
+        rows, ks, ts = zip(*((self._slot[r], c.k, c.t) for r, _, c in chosen), strict=True)
         uniform = self._uniform[list(rows), list(ks), list(ts)]
         tokens[at] = textbook(
-            guesses[at], logits[at], draft, uniform, _noise(self._residual, chosen)
+            guesses[at], logits[at], draft, uniform, self._at(Purpose.RESIDUAL, chosen)
         )
         if self._margins is not None:
             for r, _, c in chosen:
-                self._margins[r, c.k, c.t] = torch.nan
+                self._margins[self._slot[r], c.k, c.t] = torch.nan
         return tokens
 
-    def margins(self) -> list[Tensor] | None:
-        """`[K, T_r]` margins a row, if recorded."""
+    def margins(self, row: int) -> Tensor | None:
+        """`[K, T]` margins, if recorded."""
         if self._margins is None:
             return None
-        return [self._margins[r, :, :T] for r, T in enumerate(self._frames)]
-
-
-def _noise(field: NoiseField, where: Where) -> Tensor:
-    return field.at([r for r, _, _ in where], [c for _, _, c in where])
+        return self._margins[self._slot[row], :, : self._lanes[0].patterns[row].frames].clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,12 +27,18 @@ class Scorer(Protocol):
     def capacity(self) -> int: ...
 
     def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
-        """Run columns `[B, K, n]` from each row's start on; the cache forgets what was there."""
+        """Run columns `[B, K, n]` from each row's start on; the cache forgets what was there.
+
+        The first B rows take part, which may be fewer than there are.
+        """
 
     def logits(
         self, hidden: Tensor, rows: Sequence[int], places: Sequence[int], codebooks: Sequence[int]
     ) -> Tensor:
         """`[M, card]` guided logits of chosen (row, place in the block, codebook)."""
+
+    def move(self, source: int, target: int) -> None:
+        """Let row `target` be what row `source` is."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +47,6 @@ class Role:
 
     scorer: Scorer
     pattern: PatternSpec
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The batch: frames of each row and the tokens given at the start (`[B, K, T0]` or None)."""
-
-    frames: tuple[int, ...]
-    prompt: Tensor | None
-
-    @classmethod
-    def of(cls, frames: Sequence[int], prompt: Tensor | None) -> Rows:
-        if not frames:
-            raise ValueError("a batch needs at least one row")
-        if prompt is not None and prompt.shape[0] != len(frames):
-            raise ValueError(f"{len(frames)} rows, but a prompt for {prompt.shape[0]}")
-        if prompt is not None and prompt.shape[-1] >= min(frames):
-            raise ValueError(f"the prompt has {prompt.shape[-1]} of {min(frames)} frames already")
-        return cls(tuple(frames), prompt)
-
-    @property
-    def given(self) -> int:
-        """Frames given at the start."""
-        return 0 if self.prompt is None else self.prompt.shape[-1]
 
 
 class Lane:
@@ -76,37 +59,60 @@ class Lane:
         last: for each row, its last step.
     """
 
-    def __init__(self, role: Role, rows: Rows) -> None:
-        self._scorer = role.scorer
-        self._given = rows.given
+    def __init__(self, role: Role, rows: int) -> None:
+        self._scorer, self._pattern = role.scorer, role.pattern
         self.codebooks, self.card = role.pattern.codebooks, role.scorer.card
         self.device = role.scorer.device
-        self.patterns: list[Pattern] = [role.pattern.of(T) for T in rows.frames]
-        self.last = [p.steps - 1 for p in self.patterns]
-        shape = (len(rows.frames), self.codebooks, role.scorer.capacity)
+        shape = (rows, self.codebooks, role.scorer.capacity)
         self._sequence = torch.full(shape, self.card, device=self.device)
-        if rows.prompt is not None:
-            for r, pattern in enumerate(self.patterns):
-                grid = torch.full((1, self.codebooks, pattern.frames), self.card)
-                grid[..., : self._given] = rows.prompt[r : r + 1]
-                self._sequence[r, :, : pattern.steps] = pattern.build(grid, self.card)[0]
-        self.known = [0] * len(rows.frames)
-        self.fed = [0] * len(rows.frames)
-        self._final = [0] * len(rows.frames)  # steps up to here hold final tokens only
-        self._finished = [list(accumulate(len(step) for step in p.layout)) for p in self.patterns]
-        for r in range(len(rows.frames)):
-            self.skip_known(r, self)
+        self.patterns: list[Pattern] = [role.pattern.of(1)] * rows
+        self.known, self.fed, self.last = [0] * rows, [0] * rows, [0] * rows
+        self._given = [0] * rows  # frames given at the start
+        self._final = [0] * rows  # steps up to here hold final tokens only
+        self._finished: list[list[int]] = [[] for _ in range(rows)]  # tokens settled by each step
+
+    def admit(self, row: int, frames: int, prompt: Tensor | None) -> None:
+        """Begin a grid of `frames` frames that starts with `prompt` `[K, T0]`."""
+        pattern = self._pattern.of(frames)
+        self.patterns[row], self.last[row] = pattern, pattern.steps - 1
+        self.known[row] = self.fed[row] = self._final[row] = 0
+        self._finished[row] = list(accumulate(len(step) for step in pattern.layout))
+        self._given[row] = 0 if prompt is None else prompt.shape[-1]
+        self._sequence[row] = self.card
+        if prompt is not None:
+            grid = torch.full((1, self.codebooks, frames), self.card, device=self.device)
+            grid[0, :, : self._given[row]] = prompt
+            self._sequence[row, :, : pattern.steps] = pattern.build(grid, self.card)[0]
+        self.skip_known(row, self)
+
+    def move(self, source: int, target: int) -> None:
+        """Let row `target` be what row `source` is."""
+        self._scorer.move(source, target)
+        self._sequence[target] = self._sequence[source]
+        for values in self._state:
+            values[target] = values[source]
+
+    def shrink(self, rows: int) -> None:
+        """Go on with the first `rows` rows."""
+        self._sequence = self._sequence[:rows]
+        for values in self._state:
+            del values[rows:]
+
+    @property
+    def _state(self) -> tuple[list[Any], ...]:
+        state = (self.patterns, self.known, self.fed, self.last)
+        return (*state, self._given, self._final, self._finished)
 
     def step_of(self, row: int, coord: Coord) -> int:
         return self.patterns[row].step_of[coord.k][coord.t]
 
-    def given(self, coord: Coord) -> bool:
+    def given(self, row: int, coord: Coord) -> bool:
         """Whether the token was there from the start."""
-        return coord.t < self._given
+        return coord.t < self._given[row]
 
     def holds(self, row: int, coord: Coord) -> bool:
         """Whether the token is settled (see `known`)."""
-        return self.given(coord) or self.step_of(row, coord) <= self.known[row]
+        return self.given(row, coord) or self.step_of(row, coord) <= self.known[row]
 
     def skip_known(self, row: int, lead: Lane) -> None:
         """Pass over steps that leave nothing to draw: `lead` holds all their tokens already."""
@@ -196,9 +202,7 @@ class Lane:
         """Settled tokens, in frames."""
         return self._finished[row][self.known[row]] // self.codebooks
 
-    def codes(self) -> list[Tensor]:
-        """The grids, `[K, T_r]` each."""
-        return [
-            pattern.revert(self._sequence[r : r + 1, :, : pattern.steps])[0]
-            for r, pattern in enumerate(self.patterns)
-        ]
+    def codes(self, row: int) -> Tensor:
+        """The grid, `[K, T]`."""
+        pattern = self.patterns[row]
+        return pattern.revert(self._sequence[row : row + 1, :, : pattern.steps])[0]

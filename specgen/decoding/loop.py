@@ -1,45 +1,32 @@
-"""One loop for plain, same-pattern and dual-pattern decoding of a batch.
-
-A round: draft until the next m verifier steps have guesses; feed them to the verifier in one pass;
-keep the accepted prefix plus one correction, or a bonus token. Plain decoding is the same loop with
-no drafter and m = 0. Every row of a batch has its own prefix and its own caches, so a row's result
-does not depend on its neighbours.
-
-All bookkeeping of *places* is plain Python, since places never depend on token values within a
-draft; token values stay on the device. So a draft needs no synchronisation, and a round needs one.
+"""One loop for plain, same-pattern and dual-pattern decoding: pieces enter a batch, go round after
+round (`specgen.decoding.rounds`), and leave it when every token is final.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from specgen.decoding.acceptance import Rule
-from specgen.decoding.draft_length import MAX_STEPS, AutoLength, FixedLength
-from specgen.decoding.draws import Draws
-from specgen.decoding.lane import Lane, Role, Rows
+from specgen.decoding.draft_length import MAX_STEPS
+from specgen.decoding.lane import Role
+from specgen.decoding.rounds import Batch, Drafting, Finished, Piece
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.patterns import PatternSpec
 
-
-@dataclass(frozen=True)
-class Drafting:
-    """How to draft.
-
-    Attributes:
-        rule: how guesses are judged.
-        steps: draft length in verifier steps; None chooses it while running (`AutoLength`).
-        temperatures: per codebook, divides the drafter's processed logits; () is 1 everywhere.
-    """
-
-    rule: Rule = Rule.COUPLED
-    steps: int | None = None
-    temperatures: tuple[float, ...] = ()
+__all__ = [
+    "Decoded",
+    "Drafting",
+    "Finished",
+    "Piece",
+    "Progress",
+    "capacity",
+    "decode",
+    "decode_pieces",
+    "steps_per_frame",
+]
 
 
 @dataclass(frozen=True)
@@ -53,15 +40,7 @@ class Progress:
 
 @dataclass
 class Decoded:
-    """What a decode made.
-
-    Attributes:
-        codes: one `[K, T_r]` int64 grid a row.
-        stats: one a row.
-        margins: one `[K, T_r]` a row if asked for: the gap between the two best perturbed logits,
-            which tells rounding ties from faults. NaN where the token was given or judged by the
-            textbook rule.
-    """
+    """What a decode of a whole batch made: a list of one `Finished` value a row each."""
 
     codes: list[Tensor]
     stats: list[DecodeStats]
@@ -91,164 +70,106 @@ def decode(
     on_round: Callable[[Progress], None] | None = None,
     margins: bool = False,
 ) -> Decoded:
-    """Decode a batch.
+    """Decode a batch, every row at once; arguments as for `decode_pieces`.
+
+    Args:
+        frames: T of each row.
+        seeds: one a row.
+        prompt: `[B, K, T0]` tokens that every row starts with.
+    """
+    if len(seeds) != len(frames):
+        raise ValueError(f"{len(frames)} rows, but {len(seeds)} seeds")
+    if prompt is not None and prompt.shape[0] != len(frames):
+        raise ValueError(f"{len(frames)} rows, but a prompt for {prompt.shape[0]}")
+    starts = [None] * len(frames) if prompt is None else list(prompt)
+    pieces = [Piece(*one) for one in zip(frames, seeds, starts, strict=True)]
+    done = decode_pieces(
+        verifier,
+        drafter,
+        pieces,
+        rows=len(pieces),
+        sampling=sampling,
+        drafting=drafting,
+        on_round=on_round,
+        margins=margins,
+    )
+    ordered = sorted(done, key=lambda one: one.index)
+    kept = [one.margins for one in ordered if one.margins is not None]
+    return Decoded(
+        [one.codes for one in ordered], [one.stats for one in ordered], kept if margins else None
+    )
+
+
+def decode_pieces(
+    verifier: Role,
+    drafter: Role | None,
+    pieces: Sequence[Piece],
+    *,
+    rows: int,
+    sampling: Sampling,
+    drafting: Drafting | None = None,
+    on_admit: Callable[[int, int], None] | None = None,
+    on_round: Callable[[Progress], None] | None = None,
+    margins: bool = False,
+) -> Iterator[Finished]:
+    """Decode pieces, `rows` at a time: where one is done, the next takes its place in the batch.
 
     Args:
         verifier: the model whose output is wanted.
         drafter: the model that guesses, or None.
-        frames: T of each row.
-        seeds: one a row.
+        pieces: what to decode, in the order in which they enter.
+        rows: places in the batch; the models have at least as many.
         sampling: temperature 0 is greedy.
         drafting: rule, length and temperatures of the draft.
-        prompt: `[B, K, T0]` tokens that every row starts with.
+        on_admit: called with (row, index of the piece) before a piece takes a row, so that the
+            models can take up its condition. Without it, piece i is made on row i's condition.
         on_round: called after every round.
         margins: record the margins of every coupled or greedy token.
+
+    Yields:
+        Pieces as they are done.
 
     Raises:
         ValueError: arguments that do not fit each other.
     """
-    drafting = drafting or Drafting()
-    rows = Rows.of(frames, prompt)
-    lead = Lane(verifier, rows)
-    follow = None if drafter is None else Lane(drafter, rows)
-    draws = Draws(
-        lead, follow, seeds, sampling, drafting.rule, drafting.temperatures, record=margins
-    )
-    lengths = _length_policy(lead, follow, drafting)
-    stats = [DecodeStats(lead.codebooks) for _ in frames]
-    total = sum(frames)
+    _check(pieces, rows)
+    batch = Batch(verifier, drafter, pieces, rows, sampling, drafting or Drafting(), margins)
+    total, done = sum(piece.frames for piece in pieces), 0
+    counts = DecodeStats(batch.lead.codebooks)
+    waiting = iter(range(len(pieces)))
 
-    def unfinished() -> list[int]:
-        for r in range(len(frames)):
-            lead.skip_known(r, lead)
-        return [r for r in range(len(frames)) if lead.known[r] < lead.last[r]]
+    def admit(row: int, index: int) -> None:
+        if on_admit is not None:
+            on_admit(row, index)
+        batch.admit(row, index)
 
-    while active := unfinished():
-        began = time.perf_counter()
-        ahead = lengths.choose() if follow is not None else 0
-        ends = {r: min(lead.known[r] + ahead, lead.last[r]) for r in active}
-        drafted = 0
-        if follow is not None and ahead:
-            drafted = _draft(lead, follow, draws, ends, stats)
-        middle = time.perf_counter()
-        judged, accepted, columns = _verify(lead, follow, draws, ends, stats)
-        finished = time.perf_counter()
-        lengths.observe(
-            length=ahead,
-            accepted=accepted / len(active),
-            judged=judged / len(active),
-            draft_steps=drafted,
-            columns=columns,
-            draft_seconds=middle - began,
-            verify_seconds=finished - middle,
-        )
+    for row, index in zip(range(rows), waiting, strict=False):
+        admit(row, index)
+    while batch.index:
+        batch.round()
         if on_round is not None:
-            done = sum(lead.frames_done(r) for r in range(len(frames)))
-            on_round(Progress(done, total, DecodeStats.total(stats)))
-    return Decoded(lead.codes(), stats, draws.margins())
+            running = sum(batch.lead.frames_done(r) for r in range(len(batch.index)))
+            on_round(Progress(done + running, total, DecodeStats.total([counts, *batch.stats])))
+        row = 0
+        while row < len(batch.index):
+            if not batch.finished(row):
+                row += 1
+                continue
+            made = batch.take(row)
+            done += pieces[made.index].frames
+            counts = DecodeStats.total([counts, made.stats])
+            yield made
+            index = next(waiting, -1)
+            if index >= 0:
+                admit(row, index)
+            else:
+                batch.close(row)
 
 
-def _length_policy(lead: Lane, follow: Lane | None, drafting: Drafting) -> FixedLength | AutoLength:
-    if drafting.steps is not None:
-        if drafting.steps > MAX_STEPS:
-            raise ValueError(
-                f"draft length {drafting.steps} is over the limit of {MAX_STEPS} steps"
-            )
-        return FixedLength(drafting.steps)
-    ratio = 1.0 if follow is None else lead.patterns[0].steps / follow.patterns[0].steps
-    return AutoLength(ratio, clocked=drafting.rule is Rule.COUPLED)
-
-
-def _draft(
-    lead: Lane, follow: Lane, draws: Draws, ends: dict[int, int], stats: list[DecodeStats]
-) -> int:
-    """Guess every open coordinate of the verifier's steps up to `ends`; returns drafter passes."""
-    goals = {r: follow.step_reaching(r, lead, end) for r, end in ends.items()}
-    passes = 0
-    while True:
-        for r in goals:
-            follow.skip_known(r, lead)
-        open_rows = [r for r, goal in goals.items() if follow.known[r] < goal]
-        if not open_rows:
-            return passes
-        hidden, starts = follow.feed(open_rows)
-        passes += 1
-        where = [
-            (r, follow.known[r] - starts[r], coord)
-            for r in open_rows
-            for coord in follow.patterns[r].layout[follow.known[r] + 1]
-            if not lead.holds(r, coord)
-        ]
-        logits = follow.logits(hidden, where)
-        guesses = draws.guess(logits, where)
-        follow.put(where, guesses)
-        lead.put(where, guesses)
-        for r in open_rows:
-            follow.known[r] += 1
-            stats[r].drafter_steps += 1
-
-
-def _verify(
-    lead: Lane, follow: Lane | None, draws: Draws, ends: dict[int, int], stats: list[DecodeStats]
-) -> tuple[int, int, int]:
-    """One verifier pass over steps up to `ends` and one more; returns (judged, accepted, columns).
-
-    The counts are of steps. `lead.known` moves to each row's last final step, and the drafter is
-    rewound to the first step that holds a changed token.
-    """
-    rows = list(ends)
-    hidden, starts = lead.feed(rows, upto=ends)
-    where = [
-        (r, step - starts[r], coord)
-        for r in rows
-        for step in range(lead.known[r], min(ends[r] + 1, lead.last[r]))
-        for coord in lead.patterns[r].layout[step + 1]
-        if not lead.given(coord)
-    ]
-    guessed = [follow is not None and follow.holds(r, coord) for r, _, coord in where]
-    logits = lead.logits(hidden, where)
-    guesses = lead.get(where)
-    tokens = draws.judge(logits, where, guesses, guessed)
-    same = (tokens == guesses).tolist()  # the round's one synchronisation
-
-    at: dict[int, dict[int, list[int]]] = {r: {} for r in rows}
-    for i, (r, place, _) in enumerate(where):
-        at[r].setdefault(starts[r] + place + 1, []).append(i)
-    keep: list[int] = []
-    judged = accepted = 0
-    for r in rows:
-        stop = min(ends[r] + 1, lead.last[r])
-        row = stats[r]
-        row.rounds += follow is not None
-        row.verifier_passes += 1
-        final = lead.known[r]
-        rewind: list[int] = []
-        for step in range(lead.known[r] + 1, stop + 1):
-            final = step
-            members = at[r].get(step, [])
-            keep += members
-            open_members = [i for i in members if guessed[i]]
-            for i in members:
-                k = where[i][2].k
-                row.drafted[k] += guessed[i]
-                row.accepted[k] += guessed[i] and same[i]
-                row.bonus += not guessed[i]
-            changed = [i for i in open_members if not same[i]]
-            judged += bool(open_members)
-            accepted += bool(open_members) and not changed
-            if follow is not None and changed:
-                rewind = [follow.step_of(r, where[i][2]) for i in changed]
-                break
-            if len(open_members) < len(members):
-                break  # what follows was fed without this step's tokens
-        lead.commit(r, final)
-        if follow is not None and rewind:
-            follow.rewind(r, min(rewind))
-            if draws.forgetful:
-                follow.forget(r, lead)
-    pick = torch.tensor(keep, device=tokens.device)
-    kept = [where[i] for i in keep]
-    lead.put(kept, tokens[pick])
-    if follow is not None:
-        follow.put(kept, tokens[pick])
-    return judged, accepted, max(ends[r] + 1 - starts[r] for r in rows)
+def _check(pieces: Sequence[Piece], rows: int) -> None:
+    if not pieces or rows < 1:
+        raise ValueError("a batch needs at least one row")
+    for piece in pieces:
+        given = 0 if piece.prompt is None else piece.prompt.shape[-1]
+        if given >= piece.frames:
+            raise ValueError(f"the prompt has {given} of {piece.frames} frames already")

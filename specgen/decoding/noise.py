@@ -68,46 +68,51 @@ class NoiseField:
     """The Gumbel noise of a batch's grids, made in blocks of frames when first asked for.
 
     Args:
-        seeds: one a row.
-        frames: T of each row.
-        codebooks, card: of the grid.
+        slots: grids at a time; `admit` says which.
+        frames: T of the longest.
+        codebooks, card: of the grids.
         purpose: which stream.
         device: where the noise is wanted.
     """
 
     def __init__(
         self,
-        seeds: Sequence[int],
-        frames: Sequence[int],
+        slots: int,
+        frames: int,
         codebooks: int,
         card: int,
         purpose: Purpose,
         device: torch.device,
     ) -> None:
-        self._seeds = tuple(seeds)
+        self._seeds = [0] * slots
         self.card = card
         self._codebooks, self._purpose = codebooks, purpose
-        self._blocks = -(-max(frames) // _FRAMES)
-        shape = (len(seeds) * self._blocks, _FRAMES * codebooks, card)
+        self._blocks = -(-frames // _FRAMES)
+        shape = (slots * self._blocks, _FRAMES * codebooks, card)
         self._field = torch.empty(shape, device=device)
         self._made: set[int] = set()
 
+    def admit(self, slot: int, seed: int) -> None:
+        """A grid of another seed takes the slot."""
+        self._seeds[slot] = seed
+        self._made.difference_update(range(slot * self._blocks, (slot + 1) * self._blocks))
+
     def _make(self, block: int) -> None:
-        row, place = divmod(block, self._blocks)
+        slot, place = divmod(block, self._blocks)
         parts = [
-            gumbels(self._seeds[row], self._purpose, k, place * _FRAMES, _FRAMES, self.card)
+            gumbels(self._seeds[slot], self._purpose, k, place * _FRAMES, _FRAMES, self.card)
             for k in range(self._codebooks)
         ]
         whole = torch.from_numpy(np.stack(parts, axis=1)).flatten(0, 1)  # [frames * K, card]
         self._field[block].copy_(whole)
         self._made.add(block)
 
-    def at(self, rows: Sequence[int], coords: Sequence[tuple[int, int]]) -> Tensor:
-        """Noise of M coordinates (t, k), each of its row: `[M, card]` float32."""
+    def at(self, slots: Sequence[int], coords: Sequence[tuple[int, int]]) -> Tensor:
+        """Noise of M coordinates (t, k), each of its slot: `[M, card]` float32."""
         size = _FRAMES * self._codebooks
         index = []
-        for row, (t, k) in zip(rows, coords, strict=True):
-            block = row * self._blocks + t // _FRAMES
+        for slot, (t, k) in zip(slots, coords, strict=True):
+            block = slot * self._blocks + t // _FRAMES
             if block not in self._made:
                 self._make(block)
             index.append(block * size + (t % _FRAMES) * self._codebooks + k)
@@ -117,13 +122,7 @@ class NoiseField:
         return flat[torch.tensor(index, device=flat.device)]
 
 
-def acceptance_uniforms(
-    seeds: Sequence[int], frames: Sequence[int], codebooks: int, device: torch.device
-) -> Tensor:
-    """The textbook rule's uniform number of every coordinate: `[B, K, T]` float64."""
-    longest = max(frames)
-    parts = [
-        [uniforms(seed, Purpose.ACCEPT, k, 0, longest, 1)[:, 0] for k in range(codebooks)]
-        for seed in seeds
-    ]
-    return torch.from_numpy(np.array(parts)).to(device)
+def acceptance_uniforms(seed: int, frames: int, codebooks: int) -> Tensor:
+    """The textbook rule's uniform number of every coordinate: `[K, T]` float64."""
+    parts = [uniforms(seed, Purpose.ACCEPT, k, 0, frames, 1)[:, 0] for k in range(codebooks)]
+    return torch.from_numpy(np.array(parts))

@@ -71,15 +71,23 @@ class KVCache:
         self._rows = torch.arange(rows, device=device)[:, None]
 
     def write(self, layer: int, span: Span, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a block's keys and values, side by side in `[N, n, 2 kv_heads, head_dim]`; return
-        all keys and all values up to the reach, `[N, kv_heads, reach, head_dim]` each."""
-        held = self.layers[layer]
+        """Store keys and values of a block of the first N' rows.
+
+        Args:
+            block: both, side by side: `[N', n, 2 kv_heads, head_dim]`.
+
+        Returns:
+            All keys and all values up to the reach, `[N', kv_heads, reach, head_dim]` each.
+        """
+        held, rows = self.layers[layer], block.shape[0]
+        if rows < held.shape[1]:
+            held = held[:, :rows]
         block = block.view(*block.shape[:2], 2, -1, block.shape[-1])
         if span.index is None:
             low = span.starts[0]
             held[:, :, :, low : low + span.size] = block.permute(2, 0, 3, 1, 4)
         else:
-            held[:, self._rows, :, span.index] = block
+            held[:, self._rows[:rows], :, span.index] = block
         keys, values = held[:, :, :, : span.reach]
         return keys, values
 

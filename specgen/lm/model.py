@@ -101,7 +101,7 @@ class LMSession:
 
     This is what the decode loop sees of a model (`specgen.decoding.loop.Scorer`); it knows neither
     patterns nor sampling. With classifier-free guidance the batch is doubled here and nowhere else:
-    rows `[B, 2B)` carry the null condition.
+    behind each row comes its twin with the null condition.
 
     Args:
         model: the language model, in evaluation mode.
@@ -141,6 +141,7 @@ class LMSession:
             if condition is None
             else model.transformer.memory(condition.to(model.dtype), mask, fold=True)
         )
+        self._length = 0 if condition is None else condition.shape[1]
         total = rows * (2 if self.guidance is not None else 1)
         self.cache = KVCache(model.config, total, capacity, model.device, model.dtype)
         self._run = Stepper(model.transformer, self.memory, self.cache)
@@ -159,21 +160,62 @@ class LMSession:
         return self.cache.capacity
 
     @torch.inference_mode()
+    def admit(self, row: int, condition: Tensor, mask: Tensor | None = None) -> None:
+        """Give a row another condition, for a new sequence.
+
+        Args:
+            condition: `[L', condition_dim]`, no longer than the session's.
+            mask: `[L']` bool of real places, or None.
+        """
+        memory = self.memory
+        if memory is None:
+            return
+        missing = self._length - condition.shape[0]
+        if mask is None:
+            mask = torch.ones(condition.shape[:1], dtype=torch.bool, device=condition.device)
+        condition = F.pad(condition.to(self.model.dtype), (0, 0, 0, missing))[None]
+        mask = F.pad(mask, (0, missing))[None]
+        fresh = self.model.transformer.memory(condition, mask, fold=True)
+        assert fresh is not None and fresh.folded == memory.folded
+        at = row * self._doubled
+        pairs = zip(memory.keys + memory.values, fresh.keys + fresh.values, strict=True)
+        for held, given in pairs:
+            held[at] = given[0]
+        if memory.mask is None and fresh.mask is not None:
+            memory.mask = fresh.mask.new_zeros(self.rows * self._doubled, *fresh.mask.shape[1:])
+        if memory.mask is not None:
+            memory.mask[at] = 0 if fresh.mask is None else fresh.mask[0]
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int) -> None:
+        """Let row `target` be what row `source` is."""
+        d = self._doubled
+        old, new = slice(d * source, d * source + d), slice(d * target, d * target + d)
+        for layer in self.cache.layers:
+            layer[:, new] = layer[:, old]
+        if self.memory is not None:
+            for held in self.memory.keys + self.memory.values:
+                held[new] = held[old]
+            if self.memory.mask is not None:
+                self.memory.mask[new] = self.memory.mask[old]
+
+    @torch.inference_mode()
     def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
         """Run a block of columns and keep its keys and values.
 
         Args:
-            tokens: `[B, K, n]` token ids.
+            tokens: `[B', K, n]` token ids of the first B' rows.
             starts: the position of the first column, a row; what the cache holds from there on is
                 forgotten.
 
         Returns:
-            `[N, n, dim]` hidden states for `logits`.
+            `[N', n, dim]` hidden states for `logits`.
         """
         model = self.model
+        places = tuple(starts)
         if self._doubled == 2:
-            tokens = torch.cat([tokens, tokens])
-        places = tuple(starts) * self._doubled
+            tokens = tokens.repeat_interleave(2, dim=0)
+            places = tuple(start for start in starts for _ in range(2))
         span = Span.of(places, tokens.shape[-1], model.device, model.dtype)
         return model.finish(self._run(model.embed(tokens), span))
 
@@ -199,7 +241,8 @@ class LMSession:
             columns[i] == columns[i + K - 1] for i in range(0, len(columns), K)
         )
         index = [r * n + p for r, p in columns[:: K if whole else 1]]
-        halves = hidden.view(self._doubled, -1, hidden.shape[-1])
+        twins = hidden.view(-1, self._doubled, n, hidden.shape[-1]).transpose(0, 1)
+        halves = twins.reshape(self._doubled, -1, hidden.shape[-1])
         picked = halves[:, _regular(index, hidden.device)]
         if whole:
             out = model.all_heads(picked).flatten(1, 2)
@@ -225,7 +268,7 @@ def _regular(index: Sequence[int], device: torch.device) -> slice | Tensor:
 def _stack(
     condition: Tensor, mask: Tensor, null: Tensor, null_mask: Tensor, rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Conditions above null conditions, padded to one length."""
+    """Each condition, and its null condition behind it, padded to one length."""
     length = max(condition.shape[1], null.shape[1])
 
     def pad(x: Tensor) -> Tensor:
@@ -233,4 +276,7 @@ def _stack(
         return F.pad(x, (0, 0, 0, missing) if x.dim() == 3 else (0, missing))
 
     null, null_mask = null.expand(rows, -1, -1), null_mask.expand(rows, -1)
-    return torch.cat([pad(condition), pad(null)]), torch.cat([pad(mask), pad(null_mask)])
+    return (
+        torch.stack([pad(condition), pad(null)], dim=1).flatten(0, 1),
+        torch.stack([pad(mask), pad(null_mask)], dim=1).flatten(0, 1),
+    )

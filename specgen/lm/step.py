@@ -147,10 +147,13 @@ class Stepper:
         """Cross-attention of `[N, n, dim]`."""
         memory, cross = self._memory, block.cross
         assert memory is not None and cross is not None
-        keys, values = memory.keys[index], memory.values[index]
+        keys, values, mask = memory.keys[index], memory.values[index], memory.mask
+        if x.shape[0] < keys.shape[0]:
+            keys, values = keys[: x.shape[0]], values[: x.shape[0]]
+            mask = mask if mask is None else mask[: x.shape[0]]
         if not memory.folded:
-            return cross(x, keys, values, memory.mask)  # type: ignore[no-any-return]
+            return cross(x, keys, values, mask)  # type: ignore[no-any-return]
         scores = torch.bmm(x, keys).view(*x.shape[:2], self.config.heads, -1)  # [N, n, heads, L]
-        if memory.mask is not None:
-            scores = scores + memory.mask
+        if mask is not None:
+            scores = scores + mask
         return torch.bmm(scores.softmax(dim=-1).flatten(2), values)

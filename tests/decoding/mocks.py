@@ -70,6 +70,9 @@ class TableScorer:
             at = at + 1
         return torch.tensor(starts)
 
+    def move(self, source: int, target: int) -> None:
+        self.state[target] = self.state[source]
+
     def logits(
         self, hidden: Tensor, rows: Sequence[int], places: Sequence[int], codebooks: Sequence[int]
     ) -> Tensor:

@@ -1,0 +1,279 @@
+"""Rounds of a batch: draft until the next m verifier steps have guesses; feed them to the verifier
+in one pass; keep the accepted prefix plus one correction, or a bonus token.
+
+Plain decoding is the same with no drafter and m = 0. Every row of a batch has its own prefix, its
+own caches and its own draft length, so a row's result does not depend on its neighbours.
+
+All bookkeeping of *places* is plain Python, since places never depend on token values within a
+draft; token values stay on the device. So a draft needs no synchronisation, and a round needs one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specgen.decoding.acceptance import Rule
+from specgen.decoding.draft_length import MAX_STEPS, AutoLength, Costs, FixedLength
+from specgen.decoding.draws import Draws
+from specgen.decoding.lane import Lane, Role
+from specgen.decoding.sampling import Sampling
+from specgen.decoding.stats import DecodeStats
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """How to draft.
+
+    Attributes:
+        rule: how guesses are judged.
+        steps: draft length in verifier steps; None chooses it while running (`AutoLength`).
+        temperatures: per codebook, divides the drafter's processed logits; () is 1 everywhere.
+    """
+
+    rule: Rule = Rule.COUPLED
+    steps: int | None = None
+    temperatures: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A grid to decode: T frames, a seed, and the tokens it starts with (`[K, T0]`, T0 < T)."""
+
+    frames: int
+    seed: int
+    prompt: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A decoded grid.
+
+    Attributes:
+        index: of its piece.
+        codes: `[K, T]` int64.
+        stats: of this grid.
+        margins: `[K, T]` if asked for: the gap between the two best perturbed logits, which tells
+            rounding ties from faults. NaN where the token was given or judged by the textbook rule.
+    """
+
+    index: int
+    codes: Tensor
+    stats: DecodeStats
+    margins: Tensor | None = None
+
+
+class Batch:
+    """The pieces being decoded, a row each; `index` names them."""
+
+    def __init__(
+        self,
+        verifier: Role,
+        drafter: Role | None,
+        pieces: Sequence[Piece],
+        rows: int,
+        sampling: Sampling,
+        drafting: Drafting,
+        margins: bool,
+    ) -> None:
+        rows = min(rows, len(pieces))
+        self._pieces, self._drafting = pieces, drafting
+        self.lead = Lane(verifier, rows)
+        self.follow = None if drafter is None else Lane(drafter, rows)
+        self._draws = Draws(
+            self.lead,
+            self.follow,
+            rows,
+            max(piece.frames for piece in pieces),
+            sampling,
+            drafting.rule,
+            drafting.temperatures,
+            record=margins,
+        )
+        self._costs = Costs()
+        self.index: list[int] = []
+        self.stats: list[DecodeStats] = []
+        self._lengths: list[FixedLength | AutoLength] = []
+
+    def admit(self, row: int, index: int) -> None:
+        """Let a piece take a row (the next, or one whose piece was taken)."""
+        piece = self._pieces[index]
+        for lane in (self.lead, self.follow):
+            if lane is not None:
+                lane.admit(row, piece.frames, piece.prompt)
+        self._draws.admit(row, piece.seed)
+        fresh = (index, DecodeStats(self.lead.codebooks), self._length(row))
+        for values, value in zip(self._state, fresh, strict=True):
+            values[row : row + 1] = [value]
+
+    @property
+    def _state(self) -> tuple[list[Any], ...]:
+        return self.index, self.stats, self._lengths
+
+    def _length(self, row: int) -> FixedLength | AutoLength:
+        steps = self._drafting.steps
+        if steps is not None:
+            if steps > MAX_STEPS:
+                raise ValueError(f"draft length {steps} is over the limit of {MAX_STEPS} steps")
+            return FixedLength(steps)
+        lead, follow = self.lead, self.follow
+        ratio = 1.0 if follow is None else lead.last[row] / follow.last[row]
+        return AutoLength(ratio, self._costs if self._clocked else Costs())
+
+    @property
+    def _clocked(self) -> bool:
+        """Under other rules the sample depends on the draft length, which no clock may decide."""
+        return self._drafting.rule is Rule.COUPLED
+
+    def finished(self, row: int) -> bool:
+        self.lead.skip_known(row, self.lead)
+        return self.lead.known[row] >= self.lead.last[row]
+
+    def take(self, row: int) -> Finished:
+        """What a row's piece has become."""
+        codes, margins = self.lead.codes(row), self._draws.margins(row)
+        return Finished(self.index[row], codes, self.stats[row], margins)
+
+    def close(self, row: int) -> None:
+        """Go on without a row: the last one takes its place."""
+        last = len(self.index) - 1
+        for lane in (self.lead, self.follow):
+            if lane is not None:
+                if row != last:
+                    lane.move(last, row)
+                lane.shrink(last)
+        self._draws.move(last, row)
+        for values in self._state:
+            values[row] = values[last]
+            del values[last]
+
+    def round(self) -> None:
+        """One draft and one verifier pass for every row."""
+        lead, follow = self.lead, self.follow
+        rows = range(len(self.index))
+        began = time.perf_counter()
+        ahead = [length.choose() if follow is not None else 0 for length in self._lengths]
+        ends = {r: min(lead.known[r] + ahead[r], lead.last[r]) for r in rows}
+        before = [row.drafter_steps for row in self.stats]
+        passes = 0
+        if follow is not None and any(ahead):
+            passes = _draft(lead, follow, self._draws, ends, self.stats)
+        middle = time.perf_counter()
+        judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)
+        if self._clocked:
+            self._costs.clock(
+                draft_steps=passes,
+                draft_seconds=middle - began,
+                columns=columns,
+                verify_seconds=time.perf_counter() - middle,
+            )
+        for r in rows:
+            self._lengths[r].observe(
+                length=ahead[r],
+                accepted=accepted[r],
+                judged=judged[r],
+                draft_steps=self.stats[r].drafter_steps - before[r],
+            )
+
+
+def _draft(
+    lead: Lane, follow: Lane, draws: Draws, ends: dict[int, int], stats: list[DecodeStats]
+) -> int:
+    """Guess every open coordinate of the verifier's steps up to `ends`; returns drafter passes."""
+    goals = {r: follow.step_reaching(r, lead, end) for r, end in ends.items()}
+    passes = 0
+    while True:
+        for r in goals:
+            follow.skip_known(r, lead)
+        open_rows = [r for r, goal in goals.items() if follow.known[r] < goal]
+        if not open_rows:
+            return passes
+        hidden, starts = follow.feed(open_rows)
+        passes += 1
+        where = [
+            (r, follow.known[r] - starts[r], coord)
+            for r in open_rows
+            for coord in follow.patterns[r].layout[follow.known[r] + 1]
+            if not lead.holds(r, coord)
+        ]
+        logits = follow.logits(hidden, where)
+        guesses = draws.guess(logits, where)
+        follow.put(where, guesses)
+        lead.put(where, guesses)
+        for r in open_rows:
+            follow.known[r] += 1
+            stats[r].drafter_steps += 1
+
+
+def _verify(
+    lead: Lane, follow: Lane | None, draws: Draws, ends: dict[int, int], stats: list[DecodeStats]
+) -> tuple[list[int], list[int], int]:
+    """One verifier pass over steps up to `ends` and one more.
+
+    `lead.known` moves to each row's last final step, and the drafter is rewound to the first step
+    that holds a changed token.
+
+    Returns:
+        Steps judged and steps accepted of each row, and the columns of the pass.
+    """
+    rows = list(ends)
+    hidden, starts = lead.feed(rows, upto=ends)
+    where = [
+        (r, step - starts[r], coord)
+        for r in rows
+        for step in range(lead.known[r], min(ends[r] + 1, lead.last[r]))
+        for coord in lead.patterns[r].layout[step + 1]
+        if not lead.given(r, coord)
+    ]
+    guessed = [follow is not None and follow.holds(r, coord) for r, _, coord in where]
+    logits = lead.logits(hidden, where)
+    guesses = lead.get(where)
+    tokens = draws.judge(logits, where, guesses, guessed)
+    same = (tokens == guesses).tolist()  # the round's one synchronisation
+
+    at: dict[int, dict[int, list[int]]] = {r: {} for r in rows}
+    for i, (r, place, _) in enumerate(where):
+        at[r].setdefault(starts[r] + place + 1, []).append(i)
+    keep: list[int] = []
+    judged, accepted = [0] * len(rows), [0] * len(rows)
+    for r in rows:
+        stop = min(ends[r] + 1, lead.last[r])
+        row = stats[r]
+        row.rounds += follow is not None
+        row.verifier_passes += 1
+        final = lead.known[r]
+        rewind: list[int] = []
+        for step in range(lead.known[r] + 1, stop + 1):
+            final = step
+            members = at[r].get(step, [])
+            keep += members
+            open_members = [i for i in members if guessed[i]]
+            for i in members:
+                k = where[i][2].k
+                row.drafted[k] += guessed[i]
+                row.accepted[k] += guessed[i] and same[i]
+                row.bonus += not guessed[i]
+            changed = [i for i in open_members if not same[i]]
+            judged[r] += bool(open_members)
+            accepted[r] += bool(open_members) and not changed
+            if follow is not None and changed:
+                rewind = [follow.step_of(r, where[i][2]) for i in changed]
+                break
+            if len(open_members) < len(members):
+                break  # what follows was fed without this step's tokens
+        lead.commit(r, final)
+        if follow is not None and rewind:
+            follow.rewind(r, min(rewind))
+            if draws.forgetful:
+                follow.forget(r, lead)
+    pick = torch.tensor(keep, device=tokens.device)
+    kept = [where[i] for i in keep]
+    lead.put(kept, tokens[pick])
+    if follow is not None:
+        follow.put(kept, tokens[pick])
+    return judged, accepted, max(ends[r] + 1 - starts[r] for r in rows)
