@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,17 @@ from specgen.checkpoints.native import CodecId, LMCheckpoint, codec_id, load_lm
 from specgen.codec.base import Codec
 from specgen.codec.embedded import load_codec
 from specgen.config import Preset, check_sampling, load_preset
+from specgen.continuation import Continuation, continuations, read_start
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.lane import Role
-from specgen.decoding.loop import Drafting, Progress, capacity, decode, steps_per_frame
+from specgen.decoding.loop import (
+    Drafting,
+    Piece,
+    Progress,
+    capacity,
+    decode_pieces,
+    steps_per_frame,
+)
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.devices import choose_device, choose_dtype, describe_device, versions
@@ -33,17 +42,26 @@ from specgen.lm.model import LMSession
 from specgen.settings import Settings
 
 SIDECAR_SCHEMA = 1
+SITTING = 1024  # requests whose conditions are held at a time
 _SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/benchmarks.md)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to make. `duration` in seconds; None is the preset's default."""
+    """One clip to make.
+
+    Attributes:
+        prompt, seed: what to play, and which of all the clips that are that.
+        duration: seconds in all; None is the preset's default.
+        id: for messages and files.
+        continue_from: an audio file that the clip begins with and goes on from.
+    """
 
     prompt: str
     seed: int
     duration: float | None = None
     id: str | None = None
+    continue_from: Path | None = None
 
 
 @dataclass
@@ -56,9 +74,11 @@ class Clip:
         audio: `[C, N]` float32 in [-1, 1], on the CPU.
         sample_rate: of the audio.
         stats: counts of its decode.
-        timings: seconds; of the whole batch it was made in, except `load_seconds`.
+        timings: seconds; `decode_seconds` from its entering the batch to its last token, in the
+            company of the others there.
         lossless: whether the tokens follow the verifier's own distribution.
         unknown_words: words of the prompt that no model knows.
+        continuation: what it goes on from, if it was asked to.
     """
 
     request: Request
@@ -69,6 +89,7 @@ class Clip:
     timings: dict[str, float]
     lossless: bool
     unknown_words: list[str] = field(default_factory=list)
+    continuation: Continuation | None = None
 
     @property
     def seconds(self) -> float:
@@ -129,6 +150,27 @@ def load(
     return engine
 
 
+@dataclass(frozen=True)
+class Cast:
+    """A model in its part, with the conditions of every prompt it will be given.
+
+    Attributes:
+        role: for the decode loop.
+        session: the model's.
+        condition, mask: `[P, L, condition_dim]` and `[P, L]` of P prompts.
+    """
+
+    role: Role
+    session: LMSession
+    condition: Tensor
+    mask: Tensor
+
+    def admit(self, row: int, prompt: int) -> None:
+        """Let a row follow a prompt."""
+        if not row == prompt < self.session.rows:  # the first ones are in their places
+            self.session.admit(row, self.condition[prompt], self.mask[prompt])
+
+
 class Engine:
     """Loaded models that make clips. Made by `load`."""
 
@@ -177,7 +219,8 @@ class Engine:
         """The request with its duration filled in.
 
         Raises:
-            UserError: an empty or too long prompt, a duration or seed out of range.
+            UserError: an empty or too long prompt, a duration or seed out of range, audio that
+                cannot be gone on from.
         """
         if not request.prompt.strip():
             raise UserError(
@@ -190,6 +233,8 @@ class Engine:
         if not 0 <= request.seed < 2**63:
             raise UserError(f"seed must lie between 0 and 2^63 - 1, got {request.seed}")
         self.frames(duration)
+        if request.continue_from is not None:
+            read_start(request.continue_from, self.codec, duration)
         return replace(request, duration=duration)
 
     def generate(
@@ -197,103 +242,139 @@ class Engine:
         requests: Iterable[Request],
         *,
         batch: int = 16,
+        in_order: bool = True,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Iterator[Clip]:
-        """Make clips, `batch` at a time. A clip's tokens do not depend on its batch.
+        """Make clips, `batch` at a time: where one is done, the next takes its place.
+
+        A clip's tokens do not depend on its batch.
+
+        Args:
+            requests: what to make.
+            batch: most clips decoded together.
+            in_order: yield clips in the order of their requests; False: as they are done.
+            on_round: called after every round of the decode loop.
 
         Raises:
             UserError: a request that cannot be met; all are checked before any work is done.
         """
         checked = [self.check(request) for request in requests]
-        if self._length_tells:
-            batch = 1
-        for first in range(0, len(checked), batch):
-            yield from self._generate(checked[first : first + batch], on_round)
+        for first in range(0, len(checked), SITTING):
+            sitting = checked[first : first + SITTING]
+            early: dict[int, Clip] = {}
+            wanted = 0
+            for index, clip in self._sitting(sitting, batch, on_round):
+                if not in_order:
+                    yield clip
+                    continue
+                early[index] = clip
+                while wanted in early:
+                    yield early.pop(wanted)
+                    wanted += 1
+
+    def _sitting(
+        self, requests: list[Request], batch: int, on_round: Callable[[Progress], None] | None
+    ) -> Iterator[tuple[int, Clip]]:
+        """Clips as they are done, with the places of their requests."""
+        sampling = self.settings.sampling
+        began = self._now()
+        frames = [self.frames(r.duration or 0.0) for r in requests]
+        starts = continuations([r.continue_from for r in requests], self.codec, self.device)
+        pieces = [
+            Piece(T, r.seed, None if start is None else start.codes)
+            for T, r, start in zip(frames, requests, starts, strict=True)
+        ]
+        prompts = [r.prompt for r in requests]
+        longest, rows = max(piece.frames for piece in pieces), min(batch, len(pieces))
+        admitted = [self._now()] * len(requests)
+        casts = [self.cast(self.verifier, prompts, longest, sampling.cfg, rows)]
+        if self.drafter is not None:
+            guidance = sampling.cfg if self.settings.drafter_cfg else None
+            casts.append(self.cast(self.drafter, prompts, longest, guidance, rows))
+        conditioned = self._now()
+
+        def admit(row: int, index: int) -> None:
+            admitted[index] = self._now()
+            for cast in casts:
+                cast.admit(row, index)
+
+        made = decode_pieces(
+            casts[0].role,
+            casts[1].role if len(casts) > 1 else None,
+            pieces,
+            rows=rows,
+            sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
+            drafting=self.drafting,
+            on_admit=admit,
+            on_round=on_round,
+        )
+        while True:
+            with torch.inference_mode():  # not around a yield: it would leak to the caller
+                piece = next(made, None)
+                if piece is None:
+                    return
+                drawn = self._now()
+                wave = self.codec.decode(piece.codes[None])[0].float().cpu()
+            request = requests[piece.index]
+            seconds = {
+                "condition_seconds": conditioned - began,
+                "decode_seconds": drawn - admitted[piece.index],
+                "codec_seconds": self._now() - drawn,
+            }
+            pace = wave.shape[-1] / self.codec.sample_rate / sum(seconds.values())
+            yield (
+                piece.index,
+                Clip(
+                    request,
+                    piece.codes.cpu(),
+                    wave,
+                    self.codec.sample_rate,
+                    piece.stats,
+                    {
+                        "load_seconds": self.load_seconds,
+                        **seconds,
+                        "audio_seconds_per_second": pace,
+                    },
+                    self.lossless,
+                    self.verifier.conditioner.tokenize(request.prompt).unknown,
+                    starts[piece.index],
+                ),
+            )
 
     @property
-    def _length_tells(self) -> bool:
-        """Whether clips depend on a draft length that the loop chooses for a whole batch.
-
-        They do under any rule but `coupled`, with an automatic length: decode them one by one.
-        """
+    def drafting(self) -> Drafting:
+        """How the settings say to draft, in the verifier's steps."""
         settings = self.settings
-        return (
-            self.drafter is not None
-            and settings.draft_frames is None
-            and settings.sampling.temperature > 0
-            and Rule(settings.rule) is not Rule.COUPLED
+        per_frame = steps_per_frame(self.verifier.pattern)
+        return Drafting(
+            Rule(settings.rule),
+            settings.draft_frames and settings.draft_frames * per_frame,
+            settings.draft_temperatures,
         )
 
-    def _generate(
-        self, requests: list[Request], on_round: Callable[[Progress], None] | None
-    ) -> Iterator[Clip]:
-        settings, sampling = self.settings, self.settings.sampling
-        frames = [self.frames(r.duration or 0.0) for r in requests]
-        began = time.perf_counter()
-        prompts = [r.prompt for r in requests]
-        verifier = self.role(self.verifier, prompts, max(frames), sampling.cfg)
-        drafter = None
-        if self.drafter is not None:
-            guidance = sampling.cfg if settings.drafter_cfg else None
-            drafter = self.role(self.drafter, prompts, max(frames), guidance)
-        conditioned = self._now()
-        per_frame = steps_per_frame(self.verifier.pattern)
-        with torch.inference_mode():
-            decoded = decode(
-                verifier,
-                drafter,
-                frames=frames,
-                seeds=[r.seed for r in requests],
-                sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
-                drafting=Drafting(
-                    Rule(settings.rule),
-                    settings.draft_frames and settings.draft_frames * per_frame,
-                    settings.draft_temperatures,
-                ),
-                on_round=on_round,
-            )
-        drawn = self._now()
-        waves = [self.codec.decode(codes[None])[0].float().cpu() for codes in decoded.codes]
-        finished = time.perf_counter()
-        audio_seconds = sum(w.shape[-1] for w in waves) / self.codec.sample_rate
-        timings = {
-            "load_seconds": self.load_seconds,
-            "condition_seconds": conditioned - began,
-            "decode_seconds": drawn - conditioned,
-            "codec_seconds": finished - drawn,
-            "audio_seconds_per_second": audio_seconds / (finished - began),
-        }
-        for request, codes, stats, wave in zip(
-            requests, decoded.codes, decoded.stats, waves, strict=True
-        ):
-            unknown = self.verifier.conditioner.tokenize(request.prompt).unknown
-            yield Clip(
-                request,
-                codes.cpu(),
-                wave,
-                self.codec.sample_rate,
-                stats,
-                timings,
-                self.lossless,
-                unknown,
-            )
-
-    def role(
-        self, model: LMCheckpoint, prompts: list[str], frames: int, guidance: float | None
-    ) -> Role:
-        """A model ready to decode `frames` frames for each prompt."""
+    def cast(
+        self,
+        model: LMCheckpoint,
+        prompts: list[str],
+        frames: int,
+        guidance: float | None,
+        rows: int | None = None,
+    ) -> Cast:
+        """A model ready to decode up to `frames` frames for each prompt, `rows` of them at a time
+        (None: all)."""
+        rows = rows or len(prompts)
         with torch.inference_mode():
             condition, mask = model.conditioner.encode(prompts)
             session = LMSession(
                 model.lm,
-                rows=len(prompts),
+                rows=rows,
                 capacity=capacity(model.pattern, frames),
-                condition=condition,
-                mask=mask,
+                condition=condition[:rows],
+                mask=mask[:rows],
                 null=model.conditioner.null(),
                 guidance=guidance,
             )
-        return Role(session, model.pattern)
+        return Cast(Role(session, model.pattern), session, condition, mask)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -302,7 +383,7 @@ class Engine:
 
     def sidecar(self, clip: Clip) -> dict[str, Any]:
         """What to record beside a clip (design: field names that scripts rely on)."""
-        drafter = self.drafter
+        drafter, start = self.drafter, clip.continuation
         return {
             "schema": SIDECAR_SCHEMA,
             "id": clip.request.id,
@@ -317,6 +398,7 @@ class Engine:
                 "codec": self.codec_sha256,
             },
             "sampling": self.settings.as_dict(),
+            "continue_from": start and {"path": str(start.path.resolve()), "sha256": start.sha256},
             "duration_seconds": clip.seconds,
             "sample_rate": clip.sample_rate,
             "device": describe_device(self.device),

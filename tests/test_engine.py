@@ -135,3 +135,21 @@ def test_the_lazy_names_of_the_package_are_the_engines() -> None:
     assert specgen.load is engine.load and specgen.Request is engine.Request
     with pytest.raises(AttributeError):
         _ = specgen.nothing
+
+
+def test_rows_enter_and_leave_a_running_batch(tiny: str) -> None:
+    """Seven clips in three places: each is what it is alone; they come in order, or as done."""
+    engine = load(tiny)
+    words = ("a jig", "a slow air on the flute", "a lively reel in D major on the accordion")
+    asked = [
+        Request(words[i % 3], i, duration, id=str(i))
+        for i, duration in enumerate((0.9, 0.2, 0.5, 0.3, 0.2, 0.7, 0.4))
+    ]
+    alone = [next(engine.generate([request])).codes for request in asked]
+    ordered = list(engine.generate(asked, batch=3))
+    assert [clip.request.id for clip in ordered] == [request.id for request in asked]
+    loose = list(engine.generate(asked, batch=3, in_order=False))
+    assert [clip.request.id for clip in loose] != [request.id for request in asked]
+    for clips in (ordered, loose):
+        for clip in clips:
+            assert torch.equal(clip.codes, alone[int(clip.request.id or 0)])

@@ -83,11 +83,11 @@ class Trial:
         engine, prompts = self.engine, [r.prompt for r in requests]
         began = time.perf_counter()
         frames, cfg = engine.frames(self.case.duration), engine.settings.sampling.cfg
-        lead = engine.role(engine.verifier, prompts, frames, cfg)
+        lead = engine.cast(engine.verifier, prompts, frames, cfg).role
         follow = None
         if self.case.draft is not None and engine.drafter is not None:
             guidance = cfg if engine.settings.drafter_cfg else None
-            follow = engine.role(engine.drafter, prompts, frames, guidance)
+            follow = engine.cast(engine.drafter, prompts, frames, guidance).role
         if engine.device.type == "cuda":
             torch.cuda.synchronize(engine.device)
             torch.cuda.reset_peak_memory_stats(engine.device)

@@ -185,7 +185,7 @@ def margins(engine: Engine, request: Request) -> torch.Tensor:
     frames, sampling = engine.frames(request.duration or 0.0), engine.settings.sampling
     with torch.inference_mode():
         made = decode(
-            engine.role(engine.verifier, [request.prompt], frames, sampling.cfg),
+            engine.cast(engine.verifier, [request.prompt], frames, sampling.cfg).role,
             frames=[frames],
             seeds=[request.seed],
             sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
