@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from specgen.errors import UserError
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS"}
 
 
@@ -83,18 +85,21 @@ def _rename_all(names: Sequence[str], paths: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C within is acted on at the end. Only the main thread ever sees one."""
+    """Ctrl-C or SIGTERM within is acted on at the end. Only the main thread ever sees one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: caught.append(number)) for number in STOPS
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if caught and callable(before):
-            before(*caught[0])
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+        for number in caught[:1]:
+            signal.raise_signal(number)
 
 
 def companions(audio: Path) -> tuple[Path, Path]:
@@ -135,6 +140,47 @@ def tokens_sha256(codes: NDArray[np.int16]) -> str:
     return hashlib.sha256(np.ascontiguousarray(codes, dtype="<i2").tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class ClipFiles:
+    """A clip's three files as bytes, and its sidecar as recorded in one of them."""
+
+    audio: bytes
+    tokens: bytes
+    sidecar: bytes
+    record: dict[str, Any]
+
+
+def encode_clip(
+    audio: Path,
+    wave: NDArray[np.float32],
+    sample_rate: int,
+    codes: NDArray[np.int16],
+    sidecar: dict[str, Any],
+) -> ClipFiles:
+    """A clip's files in memory; arguments as for `write_clip`."""
+    kind = audio.suffix.lstrip(".").lower()
+    token_path, _ = companions(audio)
+    full = {**sidecar, "tokens": token_path.name, "tokens_sha256": tokens_sha256(codes)}
+    sound, tokens = io.BytesIO(), io.BytesIO()
+    samples = np.clip(wave.T, -1.0, 1.0)
+    soundfile.write(sound, samples, sample_rate, format=kind.upper(), subtype=FORMATS[kind])
+    np.save(tokens, np.ascontiguousarray(codes, dtype="<i2"), allow_pickle=False)
+    record = (json.dumps(full, indent=1, ensure_ascii=False) + "\n").encode()
+    return ClipFiles(sound.getvalue(), tokens.getvalue(), record, full)
+
+
+def write_files(audio: Path, files: ClipFiles) -> None:
+    """Write a clip's three files, all or none.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    contents = (files.audio, files.tokens, files.sidecar)
+    with together(audio, *companions(audio)) as opened:
+        for file, content in zip(opened, contents, strict=True):
+            file.write(content)
+
+
 def write_clip(
     audio: Path,
     wave: NDArray[np.float32],
@@ -156,13 +202,7 @@ def write_clip(
     Raises:
         OSError: a file could not be written.
     """
-    kind = audio.suffix.lstrip(".").lower()
-    token_path, sidecar_path = companions(audio)
-    full = {**sidecar, "tokens": token_path.name, "tokens_sha256": tokens_sha256(codes)}
     audio.parent.mkdir(parents=True, exist_ok=True)
-    with together(audio, token_path, sidecar_path) as (sound, tokens, record):
-        samples = np.clip(wave.T, -1.0, 1.0)
-        soundfile.write(sound, samples, sample_rate, format=kind.upper(), subtype=FORMATS[kind])
-        np.save(tokens, np.ascontiguousarray(codes, dtype="<i2"), allow_pickle=False)
-        record.write((json.dumps(full, indent=1, ensure_ascii=False) + "\n").encode())
-    return full
+    files = encode_clip(audio, wave, sample_rate, codes, sidecar)
+    write_files(audio, files)
+    return files.record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sys
 from pathlib import Path
@@ -12,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specgen import config
+from specgen.cli import batch as batches
 from specgen.cli import report
 from specgen.cli.job import Job, check_sidecar, read_sidecar, settings_of
 from specgen.errors import UserError
+from specgen.jobs.options import Recipe
+from specgen.jobs.rows import slug
 
 if TYPE_CHECKING:
     from specgen.engine import Engine, Request
 
 FORMATS = ("wav", "flac", "ogg")
+JOB = "Jobs: many prompts from a file"
 
 
 def generate(
@@ -30,6 +33,9 @@ def generate(
         str | None, typer.Option(help="A preset's name, or a YAML file.", show_default="embedded")
     ] = None,
     duration: Annotated[float | None, typer.Option("--duration", "-d", help="Seconds.")] = None,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="An audio file that every clip begins with; it counts.")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the first clip; the next has seed + 1. Drawn if left out."),
@@ -65,7 +71,9 @@ def generate(
     ] = None,
     cfg: Annotated[float | None, typer.Option(help="Guidance coefficient; 1 is none.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Most clips decoded together.")] = 16,
+    batch: Annotated[
+        str, typer.Option(help="Most clips decoded together, or auto: what memory allows.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     from_sidecar: Annotated[
@@ -76,12 +84,46 @@ def generate(
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="A table of statistics.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is loaded.")] = False,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            help="A file of prompts (text, JSONL, CSV; - is stdin): a job that can be resumed.",
+            rich_help_panel=JOB,
+        ),
+    ] = None,
+    prompts_format: Annotated[
+        str, typer.Option(help="auto, text, jsonl, csv or tsv.", rich_help_panel=JOB)
+    ] = "auto",
+    name: Annotated[
+        str,
+        typer.Option(
+            help="File names: {id}, {slug}, {seed} and {index} are filled in.", rich_help_panel=JOB
+        ),
+    ] = "{id}",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Part i/n of the rows; in a Slurm array its own part.", rich_help_panel=JOB
+        ),
+    ] = None,
+    engine_name: Annotated[
+        str, typer.Option("--engine", help="local, or ray for a cluster.", rich_help_panel=JOB)
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster; left out: this machine.", rich_help_panel=JOB),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ray actors; left out: one a GPU, or a CPU.", rich_help_panel=JOB),
+    ] = None,
 ) -> None:
     """Make clips from prompts.
 
     Prints the path of each clip; its tokens (.npy) and its sidecar (.json) lie beside it. Several
     clips are decoded as one batch; clip i has seed + i, and what it is does not depend on the
-    batch.
+    batch. With --prompts a whole file is made; the same command again makes what is missing.
     """
     changes = {
         "rule": rule,
@@ -93,6 +135,36 @@ def generate(
         "top_p": top_p,
         "cfg": cfg,
     }
+    rows = None if batch == "auto" else _rows(batch)
+    if prompt_file is not None:
+        if prompts or from_sidecar is not None:
+            raise UserError("--prompts takes the prompts from its file; leave the others out")
+        options = batches.Options(
+            prompts=prompt_file,
+            prompts_format=prompts_format,
+            recipe=Recipe(
+                preset or "embedded",
+                draft=not no_draft,
+                dtype=dtype,
+                changes=tuple(sorted((k, v) for k, v in changes.items() if v is not None)),
+                allow_biased=allow_biased,
+            ),
+            seed=seed or 0,
+            count=count or 1,
+            duration=duration,
+            name=name,
+            out=out,
+            format=format,
+            shard=shard,
+            batch=rows,
+            device=device,
+            threads=threads,
+            overwrite=overwrite,
+            engine=engine_name,
+            address=address,
+            actors=actors,
+        )
+        raise typer.Exit(batches.run_job(options, as_json=as_json, verbose=verbose))
     if from_sidecar is not None:
         changes |= {"seed": seed, "count": count, "duration": duration}
         if prompts or any(value is not None for value in changes.values()):
@@ -110,6 +182,7 @@ def generate(
     if no_draft:
         job.draft = False
     job.dtype = dtype or job.dtype
+    job.continue_from = continue_from or job.continue_from
     texts = [prompt for prompt in job.prompts for _ in range(job.count)]
     seeds = [job.seed + i for i in range(len(texts))]
     paths = target_paths(texts, seeds, out, format)
@@ -133,10 +206,10 @@ def generate(
     if verbose:
         print(report.loaded(engine), file=sys.stderr)
     requests = [
-        engine.check(Request(text, one, job.duration, id=path.stem))
+        engine.check(Request(text, one, job.duration, path.stem, job.continue_from))
         for text, one, path in zip(texts, seeds, paths, strict=True)
     ]
-    clips, failed = _make(engine, requests, paths, batch, quiet=as_json)
+    clips, failed = _make(engine, requests, paths, rows or 16, quiet=as_json)
     if stats and clips:
         report.print_table(clips)
     if as_json:
@@ -148,6 +221,13 @@ def generate(
             raise typer.Exit(1)
     if failed:
         raise typer.Exit(1)
+
+
+def _rows(text: str) -> int:
+    rows = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= rows <= 4096:
+        raise UserError(f"--batch must be auto or a whole number from 1 to 4096, got {text!r}")
+    return rows
 
 
 def _make(
@@ -219,6 +299,5 @@ def target_paths(
     folder = out or Path()
     names: list[str] = []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "clip"
-        names.append(f"{slug}-{seed}.{kind}")
+        names.append(f"{slug(prompt)}-{seed}.{kind}")
     return [folder / name for name in names]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from specgen import config
 from specgen.errors import UserError
+from specgen.jobs.options import changed
 
 if TYPE_CHECKING:
     from specgen.engine import Engine
@@ -27,6 +28,7 @@ class Job:
         duration: seconds; None is the preset's default.
         draft: False leaves the drafter out.
         dtype: of both models; None is the preset's.
+        continue_from: an audio file that every clip begins with.
         sidecar: what to make again.
         force: make it again with another preset or other models, too.
     """
@@ -38,6 +40,7 @@ class Job:
     duration: float | None = None
     draft: bool = True
     dtype: str | None = None
+    continue_from: Path | None = None
     sidecar: dict[str, Any] | None = None
     force: bool = False
 
@@ -49,37 +52,7 @@ def settings_of(job: Job, changes: dict[str, Any], *, allow_biased: bool) -> Set
     if job.sidecar is not None:
         settings = Settings.from_dict(job.sidecar["sampling"])
         return replace(settings, allow_biased=allow_biased or not job.sidecar["lossless"])
-    settings = Settings.of(job.preset)
-    given = {key: value for key, value in changes.items() if value is not None}
-    sampling = {k: given[k] for k in ("temperature", "top_k", "top_p", "cfg") if k in given}
-    settings = replace(
-        settings, sampling=replace(settings.sampling, **sampling), allow_biased=allow_biased
-    )
-    if "rule" in given:
-        if given["rule"] not in config.RULES:
-            known = ", ".join(config.RULES)
-            raise UserError(f"--rule {given['rule']!r} is unknown; use one of {known}")
-        settings = replace(settings, rule=given["rule"])
-    if "draft_frames" in given:
-        frames = config.parse_draft_frames(given["draft_frames"], "--draft-frames")
-        settings = replace(settings, draft_frames=frames)
-    if "draft_temperature" in given:
-        settings = replace(settings, draft_temperatures=_numbers(given["draft_temperature"]))
-    if "drafter_cfg" in given:
-        settings = replace(settings, drafter_cfg=False)
-    return settings
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or any(not 0 < value < float("inf") for value in values):
-        raise UserError(
-            f"--draft-temperature needs positive numbers such as 1,0.3,0.5,0.7, got {text!r}"
-        )
-    return values
+    return changed(Settings.of(job.preset), changes, allow_biased=allow_biased)
 
 
 def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) -> Job:
@@ -102,6 +75,7 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
             duration=float(sidecar["duration_seconds"]),
             draft=sidecar["checkpoints"]["drafter"] is not None,
             dtype=sidecar["dtype"]["verifier"],
+            continue_from=_continued(sidecar, path),
             sidecar=sidecar,
             force=force,
         )
@@ -118,14 +92,31 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
     return job
 
 
+def _continued(sidecar: dict[str, Any], path: Path) -> Path | None:
+    """The audio file that the clip goes on from: where it was, or beside the sidecar."""
+    record = sidecar.get("continue_from")
+    if record is None:
+        return None
+    recorded, beside = Path(record["path"]), path.parent / Path(record["path"]).name
+    return beside if beside.is_file() and not recorded.is_file() else recorded
+
+
 def check_sidecar(job: Job, engine: Engine) -> None:
-    """Refuse to make a clip again with other models, unless forced.
+    """Refuse to make a clip again with other models or another beginning, unless forced.
 
     Raises:
-        UserError: names the model that changed.
+        UserError: names what changed.
     """
     if job.sidecar is None:
         return
+    record, audio = job.sidecar.get("continue_from"), job.continue_from
+    if record is None and audio is not None:
+        raise UserError("the sidecar's clip goes on from no audio; leave out --continue-from")
+    if record is not None and audio is not None and audio.is_file():
+        from specgen.checkpoints.native import file_sha256
+
+        if file_sha256(audio) != record["sha256"]:
+            _changed(job, f"the audio file {audio}", "give the old one with --continue-from")
     here = {
         "verifier": engine.verifier.sha256,
         "drafter": engine.drafter.sha256 if engine.drafter else None,

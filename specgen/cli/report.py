@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
     from specgen.engine import Clip, Engine
+    from specgen.jobs.manifest import Entry
+    from specgen.jobs.run import Outcome
 
 
 def summary(clip: Clip, path: Path) -> str:
@@ -152,3 +154,120 @@ class Bar:
     def say(self, text: str) -> None:
         """Print above the bar."""
         self._print(text)
+
+
+class JobBar:
+    """How a job goes: paths on stdout, what fails on stderr, and on a terminal a live bar.
+
+    A `specgen.jobs.run.Watcher`.
+
+    Args:
+        folder: the job's.
+        paths: print the path of each clip made, as it is made.
+        verbose: print a summary of each clip made.
+
+    Attributes:
+        made: clips so far.
+        entries: of the clips made or kept, for --json (gathered without `paths` only).
+    """
+
+    def __init__(self, folder: Path, *, paths: bool, verbose: bool) -> None:
+        self._folder, self._paths, self._verbose = folder, paths, verbose
+        self.made = 0
+        self.entries: list[Entry] = []
+        self._failed = self._kept = self._rows = 0
+        self._total = self._done = 0.0  # seconds of audio
+        self._call = self._before = 0.0  # of the present call of the engine, and before it
+        self._began: float | None = None
+        self._redraw: Callable[[str, float], None] | None = None
+        self._close: Callable[[], None] = lambda: None
+        self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> JobBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def begin(self, rows: int, seconds: float) -> None:
+        self._rows, self._total = rows, seconds
+        if not sys.stderr.isatty():
+            return
+        from rich import progress as rich_progress
+        from rich.console import Console
+
+        bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(bar_width=20),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
+            transient=True,
+        )
+        task = bar.add_task("", total=1.0, left="")
+        bar.start()
+        self._close = bar.stop
+        self._print = bar.console.print
+
+        def redraw(running: str, seconds: float) -> None:
+            share = seconds / self._total if self._total else 0.0
+            bar.update(
+                task,
+                completed=min(share, 1.0),
+                description=self._counts(),
+                left=f"{self._left(seconds)} {running}".strip(),
+            )
+
+        self._redraw = redraw
+        self._show()
+
+    def round(self, progress: Progress, frame_rate: float) -> None:
+        if self._began is None:
+            self._began = time.perf_counter()
+        call = progress.frames_done / frame_rate
+        if call < self._call:  # the engine was called anew
+            self._before = self._done
+        self._call = call
+        self._show(progress)
+
+    def outcome(self, outcome: Outcome) -> None:
+        entry = outcome.entry
+        if not entry.done:
+            self._failed += 1
+            self._print(f"specgen: failed: {entry.id}: {entry.error}")
+        else:
+            self._kept += outcome.kept
+            self.made += not outcome.kept
+            if outcome.kept:
+                self._total -= outcome.seconds
+            else:
+                self._done += outcome.seconds
+            if not self._paths:
+                self.entries.append(entry)
+        path = self._folder / str(entry.path)
+        if outcome.clip is not None and self._verbose:
+            self._print(summary(outcome.clip, path))
+        if self._paths and entry.done and not outcome.kept:
+            print(path, flush=True)
+        self._show()
+
+    def _show(self, progress: Progress | None = None) -> None:
+        if self._redraw is None:
+            return
+        rows = getattr(progress, "rows", ())
+        shown = "  ".join(f"{name} {share:.0%}" for name, share in rows[:3])
+        more = f" +{len(rows) - 3}" if len(rows) > 3 else ""
+        self._redraw(shown + more, max(self._done, self._before + self._call))
+
+    def _counts(self) -> str:
+        text = f"{self.made + self._kept}/{self._rows} clips"
+        return text + (f", {self._failed} failed" if self._failed else "")
+
+    def _left(self, seconds: float) -> str:
+        """The pace, and the time that the rest takes at it."""
+        if self._began is None or seconds <= 0:
+            return ""
+        pace = seconds / max(time.perf_counter() - self._began, 1e-9)
+        left = max(0.0, self._total - seconds) / pace
+        hours, rest = divmod(round(left), 3600)
+        return f"{pace:.2f} x real time, {hours}:{rest // 60:02d}:{rest % 60:02d} left"

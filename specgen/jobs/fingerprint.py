@@ -1,0 +1,56 @@
+"""The fingerprint of a row: a hash of everything that decides what is made (docs/formats.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specgen.checkpoints.native import file_sha256
+from specgen.errors import UserError
+
+if TYPE_CHECKING:
+    from specgen.engine import Engine, Request
+
+SCHEMA = 1  # rises when a new version makes other clips from the same values
+
+
+def fingerprint(engine: Engine, request: Request, continuation: str | None = None) -> str:
+    """Hash of what decides a clip.
+
+    Args:
+        engine: its preset, checkpoints, settings and dtypes count; its device does not.
+        request: checked; its prompt, seed and length in frames count, its id does not.
+        continuation: sha256 of the audio file that is continued.
+    """
+    drafter = engine.drafter
+    values = {
+        "schema": SCHEMA,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "frames": engine.frames(request.duration or 0.0),
+        "continuation": continuation,
+        "preset": engine.preset.sha256,
+        "verifier": engine.verifier.sha256,
+        "drafter": None if drafter is None else drafter.sha256,
+        "codec": engine.codec_sha256,
+        "dtypes": [str(model.lm.dtype) for model in (engine.verifier, drafter) if model],
+        "sampling": engine.settings.as_dict(),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def continuation_sha256(path: Path) -> str:
+    """sha256 of a file to continue.
+
+    Raises:
+        UserError: it is no regular file, or cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot continue {path}: it is not a regular file")
+        return file_sha256(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot continue {path}: {reason}; check the path") from None

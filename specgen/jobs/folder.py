@@ -1,0 +1,123 @@
+"""A job's folder: whose it is, who works in it, and what a killed process left there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from specgen.audio import atomic
+from specgen.errors import UserError
+
+JOB_NAME = ".specgen-job.json"
+LOCK_NAME = ".specgen.lock"
+_LEFT_OVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp")  # as `audio.together` names them
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other specgen out of a folder.
+
+    The lock is the kernel's (flock): it ends with the process, however that ends, so there is no
+    stale one. The file says who holds it and stays where it is.
+
+    Raises:
+        UserError: another process works there, or the folder cannot be written.
+    """
+    path = folder / LOCK_NAME
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
+        ) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise UserError(
+                f"{folder} is being worked on by {who}; wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        with contextlib.suppress(OSError):  # a full disk does not unlock
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def belongs(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> bool:
+    """Whether a folder is some job's already: this one's, or with `overwrite` any.
+
+    Raises:
+        UserError: it is another job's.
+    """
+    try:
+        before = json.loads((folder / JOB_NAME).read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, RecursionError):
+        before = {}
+    if before != identity and not overwrite:
+        raise UserError(
+            f"{folder} holds another job ({_difference(before, identity)}); choose another --out, "
+            "or add --overwrite to make this job's clips there and keep what is the same"
+        )
+    return True
+
+
+def take(folder: Path, identity: dict[str, Any]) -> None:
+    """Note whose the folder is.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic(folder / JOB_NAME) as file:
+            file.write((json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
+        ) from None
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    keys = [key for key in now if before.get(key) != now[key]]
+    if not before or not keys:
+        return f"{JOB_NAME} cannot be read"
+    return ", ".join(f"{key}: {before.get(key)!r} there, {now[key]!r} here" for key in keys[:3])
+
+
+def check_there(folder: Path) -> None:
+    """Notice that a folder went away under a running job, before anything is written beside it.
+
+    Raises:
+        OSError: the folder is no longer the job's, as after its file system was unmounted.
+    """
+    if not (folder / JOB_NAME).is_file():
+        raise OSError(errno.ENOENT, f"{folder} is no longer the job's folder (unmounted?)")
+
+
+def remove_left_overs(folder: Path) -> int:
+    """Remove temporary files of a killed process; returns how many. The folder must be locked."""
+    count = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _LEFT_OVER.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+                    count += 1
+    return count
