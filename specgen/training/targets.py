@@ -40,6 +40,7 @@ class TargetMeta:
         frames: of each crop.
         crops: how many there will be.
         seed: of the crops.
+        codebooks: K.
     """
 
     teacher: str
@@ -48,6 +49,7 @@ class TargetMeta:
     frames: int
     crops: int
     seed: int = 5
+    codebooks: int = 4
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Targets:
 def _arrays(
     folder: Path, meta: TargetMeta, mode: Literal["r", "r+", "w+"]
 ) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
-    shape = (meta.crops, meta.frames, 4, meta.top_k)
+    shape = (meta.crops, meta.frames, meta.codebooks, meta.top_k)
     codes, logp = folder / "codes.npy", folder / "logp.npy"
     if mode == "w+":
         return (
@@ -165,7 +167,14 @@ def main(arguments: Sequence[str]) -> int:
     try:
         teacher = load_lm(options.teacher)
         crops = round(options.hours * 3600 * teacher.codec.frame_rate / options.frames)
-        meta = TargetMeta(teacher.sha256, options.guidance, options.top_k, options.frames, crops)
+        meta = TargetMeta(
+            teacher.sha256,
+            options.guidance,
+            options.top_k,
+            options.frames,
+            crops,
+            codebooks=teacher.codec.codebooks,
+        )
         write_targets(teacher, TokenItems(options.tokens, "train"), options.out, meta)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -339,8 +339,8 @@ def test_stretching_makes_attention_look_further_back() -> None:
         places = torch.tensor([[0, back]])
         turn = rotations(places, 16, 256.0, 1.0)
         x = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(1)).double()
-        heads = rotate((x @ weight[:64].T).view(1, 2, 4, 16).transpose(1, 2), turn)
-        return (heads[0, :2, 1] * heads[0, 2:, 0]).sum(-1)
+        heads = rotate((x @ weight[:64].T).view(1, 2, 4, 16), turn)
+        return (heads[0, 1, :2] * heads[0, 0, 2:]).sum(-1)
 
     before = [score(back) for back in (1, 5)]
     models.stretch(model, 2.0)

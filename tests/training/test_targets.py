@@ -1,0 +1,137 @@
+"""Targets: a teacher's guided distributions, and a drafter that learns them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from specgen.checkpoints.native import LMCheckpoint, load_lm
+from specgen.decoding.sampling import Sampling, process
+from specgen.errors import UserError
+from specgen.training.batches import Crop, TokenItems
+from specgen.training.lm import Trainer
+from specgen.training.objective import coupled_chance, grid_logits, guided_losses
+from specgen.training.targets import TargetMeta, Targets, write_targets
+from tests.training.test_lm import CARD, FRAMES, K, recipe, settings, tokens
+
+__all__ = ["recipe", "tokens"]  # fixtures
+
+META = TargetMeta("teacher", guidance=3.0, top_k=4, frames=12, crops=6, codebooks=K)
+
+
+@pytest.fixture
+def teacher(recipe: dict[str, Any]) -> LMCheckpoint:
+    """A flatten model that has seen a little."""
+    pattern = {"kind": "flatten", "codebooks": K}
+    Trainer(settings(recipe, pattern=pattern, steps=40, work=recipe["work"] + "-teacher")).run()
+    return load_lm(Path(recipe["export"]))
+
+
+@pytest.fixture
+def targets(teacher: LMCheckpoint, tokens: Path, tmp_path: Path) -> Targets:
+    write_targets(teacher, TokenItems(tokens, "train"), tmp_path / "targets", META)
+    return Targets(tmp_path / "targets")
+
+
+def test_targets_are_the_processed_guided_distribution(
+    teacher: LMCheckpoint, targets: Targets, tokens: Path
+) -> None:
+    items = TokenItems(tokens, "train")
+    crops = targets.finished()
+    assert len(crops) == META.crops and all(crop.frames == META.frames for crop in crops)
+    with torch.inference_mode():
+        for place, crop in enumerate(crops):
+            given = grid_logits(teacher, items, [crop])
+            null = grid_logits(teacher, items, [replace(crop, text="")])
+            whole = process(null + 3.0 * (given - null), Sampling(top_k=META.top_k)).softmax(-1)
+            target = targets.read([place], [0], META.frames)
+            listed = torch.zeros_like(whole).scatter(-1, target.entries, target.logp.exp())
+            assert (listed - whole).abs().max() < 2e-3  # stored in float16
+
+
+def test_a_part_of_a_crop_is_that_part_of_the_target(targets: Targets) -> None:
+    whole, part = targets.read([2], [0], META.frames), targets.read([2], [5], 4)
+    assert torch.equal(part.entries, whole.entries[:, :, 5:9])
+    crops, target = targets.draw(3, 4, np.random.default_rng(1))
+    assert target.logp.shape == (K, 3, 4, META.top_k)
+    assert all(crop.frames == 4 and crop.start + 4 <= FRAMES for crop in crops)
+
+
+def test_writing_goes_on_where_it_stopped(
+    teacher: LMCheckpoint, targets: Targets, tokens: Path
+) -> None:
+    before = targets.read([4], [0], META.frames).logp
+    index = targets.folder / "crops.jsonl"
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join(lines[:3]) + "\n")
+    write_targets(teacher, TokenItems(tokens, "train"), targets.folder, META)
+    assert index.read_text().splitlines() == lines
+    assert torch.equal(Targets(targets.folder).read([4], [0], META.frames).logp, before)
+    with pytest.raises(UserError, match="other targets"):
+        other = replace(META, guidance=2.0)
+        write_targets(teacher, TokenItems(tokens, "train"), targets.folder, other)
+    assert json.loads((targets.folder / "meta.json").read_text()) == asdict(META)
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_a_drafter_comes_closer_to_what_is_sampled(
+    recipe: dict[str, Any], targets: Targets, tokens: Path, guidance: float | None
+) -> None:
+    learning = settings(
+        recipe,
+        work=recipe["work"] + "-drafter",
+        export=recipe["export"] + "-drafter",
+        targets=str(targets.folder),
+        distill_weight=1.0,
+        guidance=guidance,
+        acceptance_from=0.7,
+        steps=80,
+    )
+    trainer = Trainer(learning)
+    items = TokenItems(tokens, "train")
+    crops, target = targets.draw(6, 12, np.random.default_rng(2))
+    with torch.no_grad():
+        _, far, seldom = guided_losses(trainer.model, items, crops, target, guidance)
+    trainer.run()
+    with torch.no_grad():
+        _, near, often = guided_losses(trainer.model, items, crops, target, guidance)
+    assert near < 0.5 * far and often > seldom + 0.1
+    logged = [json.loads(line) for line in (trainer.work / "log.jsonl").read_text().splitlines()]
+    assert any("acceptance" in line for line in logged)
+
+
+def test_the_chance_of_acceptance_is_what_happens() -> None:
+    """Against draws: 40,000 a pair, so five standard errors are at most 0.0125."""
+    generator = torch.Generator().manual_seed(1)
+    p = torch.randn(5, 9, generator=generator).mul(2).softmax(-1)
+    p[:, 6:] = 0
+    p = p / p.sum(-1, keepdim=True)
+    q = torch.randn(5, 9, generator=generator).mul(2).softmax(-1)
+    noise = -torch.empty(40_000, 1, 9).exponential_(generator=generator).log()
+    same = (p.log() + noise).argmax(-1) == (q.log() + noise).argmax(-1)
+    chance = coupled_chance(p, q)
+    assert (same.float().mean(0) - chance).abs().max() < 0.0125
+    listed = coupled_chance(p[:, :6], q[:, :6])  # the rest of q need not be listed
+    assert torch.allclose(listed, chance, atol=1e-6)
+
+
+def test_no_targets_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no targets"):
+        Targets(tmp_path)
+
+
+def test_a_null_crop_is_its_own_guide(teacher: LMCheckpoint, tokens: Path, tmp_path: Path) -> None:
+    """Without a caption guidance changes nothing, so the target is the model's own distribution."""
+    from specgen.training.targets import guided
+
+    items, crop = TokenItems(tokens, "train"), Crop(0, 0, 8, "")
+    target = guided(teacher, items, crop, replace(META, top_k=CARD))
+    with torch.inference_mode():
+        own = grid_logits(teacher, items, [crop]).log_softmax(-1)
+    assert (own.gather(-1, target.entries) - target.logp).abs().max() < 1e-5
