@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from specgen import __version__
-from specgen.cli import bench, compare, generate, presets, train
+from specgen.cli import bench, compare, generate, presets, report_page, train, verify
 from specgen.errors import UserError
 
 # typer carries its own copy of click in some versions; its base error is found through its heirs.
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
+app.command("report")(report_page.report)
+app.command("verify")(verify.verify)
 app.command("train")(train.train)
 app.add_typer(presets.app, name="presets")
 

@@ -33,7 +33,8 @@ def p_text(p: float) -> str:
 def sentences(document: Document) -> list[str]:
     """What was found, most important first."""
     said = [_identity(row) for row in document["identity"]]
-    said += [_distribution(row, "clips") for row in document["distribution"]]
+    differing = [row for row in document["distribution"] if any(row["total_variation"].values())]
+    said += [_distribution(row, "clips") for row in differing]  # the same tokens need no test
     said += [_distribution(row, "very short clips") for row in document["short"]]
     said += [text for row in document["quality"] if (text := _quality(row))]
     said += [text for row in document["speed"][1:] if (text := _speed(row, document["speed"][0]))]

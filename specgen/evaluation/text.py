@@ -13,6 +13,13 @@ Document = dict[str, Any]
 Table = tuple[str, list[str], list[list[str]]]
 
 
+def by_codebook(row: dict[str, Any]) -> str:
+    """Acceptance of every codebook; `-` where nothing was drafted."""
+    if row["acceptance"] is None:
+        return "-"
+    return " ".join(map(percent, row["acceptance_per_codebook"]))
+
+
 def tables(document: Document) -> list[Table]:
     """Title, headings and rows of every table that has rows."""
     made = [
@@ -34,7 +41,7 @@ def _sides(document: Document) -> tuple[list[str], list[list[str]]]:
             str(row["clips"]),
             str(row["failed"]),
             percent(row["acceptance"]),
-            " ".join(map(percent, row["acceptance_per_codebook"] or [])) or "-",
+            by_codebook(row),
             "-" if row["tokens_per_pass"] is None else f"{row['tokens_per_pass']:.2f}",
         ]
         for row in document["sides"]
