@@ -1,51 +1,54 @@
-"""The native format: a folder with `config.yaml` and `model.safetensors` (float16).
+"""The native format: a folder with `config.yaml` and `model.safetensors`.
 
-It holds a language model with its word encoder, the pattern it was trained for, and which codec its
-tokens belong to. Tensor names start with `lm.` or `conditioner.`.
+It holds a language model with its text encoder, the pattern it was trained for, and which codec its
+tokens belong to. Tensor names start with `lm.` or `conditioner.`. The text encoder is the embedded
+models' own (`WordEncoder`), a T5 by reference with the model's projection of it (`kind: t5`), or
+none (`kind: none`). A converted checkpoint has its codec in `codec/` and, if it came along, its T5
+in `text_encoder/`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from specgen.checkpoints.base import (
+    GUIDANCE,
+    CodecId,
+    LMCheckpoint,
+    NoText,
+    Piece,
+    build_lm,
+    file_sha256,
+    is_finite,
+)
 from specgen.checkpoints.plain import from_plain, load_yaml, to_plain
+from specgen.checkpoints.safe import SafeTensors
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from specgen.lm.conditioning import WordEncoder
-    from specgen.lm.model import MusicLM
-    from specgen.patterns import PatternSpec
+    from specgen.lm.config import LMConfig
+
+__all__ = ["CodecId", "LMCheckpoint", "codec_id", "file_sha256", "load_lm", "save_lm"]
 
 SCHEMA = 1
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class CodecId:
-    """Which codec tokens belong to; `fingerprint` is the sha256 of its safetensors file."""
-
-    sample_rate: int
-    frame_rate: float
-    codebooks: int
-    card: int
-    fingerprint: str
+TEXT_FOLDER = "text_encoder"
 
 
 @dataclass(frozen=True)
 class NativeConfig:
     """What `config.yaml` of a language model says; `lm`, `pattern` and `conditioner` are the fields
-    of `LMConfig`, `PatternSpec` and `WordEncoderConfig`, checked when the model is built."""
+    of `LMConfig`, `PatternSpec` and of the text encoder, checked when the model is built."""
 
     schema: int
     name: str
@@ -55,6 +58,7 @@ class NativeConfig:
     codec: CodecId
     max_frames: int
     training: dict[str, Any] = field(default_factory=dict)
+    guidance: float = GUIDANCE
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -68,38 +72,32 @@ class NativeConfig:
             raise ValueError("lm and codec do not have the same card")
 
 
-@dataclass
-class LMCheckpoint:
-    """A loaded checkpoint, in evaluation mode.
+@dataclass(frozen=True)
+class T5Reference:
+    """A T5 and the model's projection of it, as `config.yaml` has them.
 
     Attributes:
-        name: as its configuration says.
-        lm, conditioner, pattern: the model, its text encoder, its codebook pattern.
-        codec: the codec its tokens belong to.
-        max_frames: longest sequence it was made for.
-        sha256: of its safetensors file.
-        training: how it was trained, for model cards.
+        kind: `t5`.
+        name: on the hub.
+        dim, t5_dim: width of the condition and of T5.
+        projected, bias: whether there is a projection, and whether it has a bias.
+        revision: commit on the hub.
+        beside: whether its files lie in `text_encoder/`.
     """
 
+    kind: str
     name: str
-    lm: MusicLM
-    conditioner: WordEncoder
-    pattern: PatternSpec
-    codec: CodecId
-    max_frames: int
-    sha256: str = ""
-    training: dict[str, Any] = field(default_factory=dict)
+    dim: int
+    t5_dim: int
+    projected: bool = True
+    bias: bool = True
+    revision: str | None = None
+    beside: bool = False
 
 
 def embedded_folder(name: str) -> Path:
     """Where the embedded checkpoint `name` lies, installed with the package."""
     return Path(__file__).parent / "embedded" / name
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def codec_id(folder: Path) -> CodecId:
@@ -140,47 +138,92 @@ def load_lm(
         UserError: missing, truncated or corrupt files, unknown or missing keys, or tensors whose
             names or shapes do not fit the configuration.
     """
-    import torch
-
-    config = read_config(folder)
-    built = build(config, str(folder / CONFIG_NAME))
-    path = folder / WEIGHTS_NAME
-    weights = read_tensors(path)
-    for prefix, module in (("lm.", built.lm), ("conditioner.", built.conditioner)):
-        part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        _fit(module.state_dict(), part, path)
-        module.load_state_dict({name: value.float() for name, value in part.items()})
-        module.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
-    return replace(built, sha256=file_sha256(path))
-
-
-def build(config: NativeConfig, where: str) -> LMCheckpoint:
-    """A checkpoint's modules with fresh weights.
-
-    Raises:
-        UserError: options that contradict each other.
-    """
-    from specgen.lm.conditioning import WordEncoder, WordEncoderConfig
     from specgen.lm.config import LMConfig
-    from specgen.lm.model import MusicLM
     from specgen.patterns import PatternSpec
 
+    config, where, path = read_config(folder), folder / CONFIG_NAME, folder / WEIGHTS_NAME
     lm = from_plain(LMConfig, config.lm, f"{where}: lm")
-    words = from_plain(WordEncoderConfig, config.conditioner, f"{where}: conditioner")
-    if lm.condition_dim != words.dim:
-        raise UserError(
-            f"{where}: lm.condition_dim {lm.condition_dim} is not conditioner.dim {words.dim}: "
-            "use the file the weights were saved with"
-        )
+    pattern = from_plain(PatternSpec, config.pattern, f"{where}: pattern")
+    conditioner = _conditioner(config, lm, folder)
+    conditioner.to(device=device, dtype=dtype)
     return LMCheckpoint(
         name=config.name,
-        lm=MusicLM(lm),
-        conditioner=WordEncoder(words),
-        pattern=from_plain(PatternSpec, config.pattern, f"{where}: pattern"),
+        lm=build_lm(lm, plan(lm), SafeTensors([path], "lm."), path, device, dtype),
+        conditioner=conditioner,
+        pattern=pattern,
         codec=config.codec,
         max_frames=config.max_frames,
+        sha256=file_sha256(path),
         training=config.training,
+        guidance=config.guidance,
     )
+
+
+def plan(config: LMConfig) -> dict[str, list[Piece]]:
+    """Every tensor is kept as it is."""
+    import torch
+
+    from specgen.lm.model import MusicLM
+
+    with torch.device("meta"):
+        return {name: [Piece(name)] for name in MusicLM(config).state_dict()}
+
+
+def _conditioner(config: NativeConfig, lm: LMConfig, folder: Path) -> Any:
+    """The text encoder that a configuration names, with its weights."""
+    where, path = f"{folder / CONFIG_NAME}: conditioner", folder / WEIGHTS_NAME
+    kind = config.conditioner.get("kind", "words")
+    if kind == "none":
+        return NoText()
+    if kind == "t5":
+        return _t5(from_plain(T5Reference, config.conditioner, where), lm, folder)
+    import torch
+
+    from specgen.lm.conditioning import WordEncoder, WordEncoderConfig
+
+    options = from_plain(WordEncoderConfig, config.conditioner, where)
+    _check_width(lm, options.dim, where)
+    words = WordEncoder(options)
+    given = dict(SafeTensors([path], "conditioner."))
+    _fit(words.state_dict(), given, path)
+    words.load_state_dict({name: value.to(torch.float32) for name, value in given.items()})
+    return words.eval().requires_grad_(False)
+
+
+def _t5(options: T5Reference, lm: LMConfig, folder: Path) -> Any:
+    from specgen.lm.t5 import T5Conditioner
+
+    path = folder / WEIGHTS_NAME
+    _check_width(lm, options.dim, f"{folder / CONFIG_NAME}: conditioner")
+    given = dict(SafeTensors([path], "conditioner."))
+    shapes = {"weight": (options.dim, options.t5_dim)} if options.projected else {}
+    if options.bias and options.projected:
+        shapes |= {"bias": (options.dim,)}  # type: ignore[dict-item]
+    if {name: tuple(value.shape) for name, value in given.items()} != shapes:
+        raise UserError(
+            f"weights {path} do not fit {CONFIG_NAME} beside them (conditioner): use the two files "
+            "of one checkpoint"
+        )
+    for name, value in given.items():
+        if not is_finite(value):
+            raise UserError(f"weights {path}: conditioner.{name} holds numbers that are not finite")
+    weight, bias = given.get("weight"), given.get("bias")
+    return T5Conditioner(
+        options.name,
+        options.dim,
+        None if weight is None else weight.float(),
+        None if bias is None else bias.float(),
+        folder=folder / TEXT_FOLDER if options.beside else None,
+        revision=options.revision,
+    )
+
+
+def _check_width(lm: LMConfig, dim: int, where: str) -> None:
+    if lm.condition_dim != dim:
+        raise UserError(
+            f"{where}: lm.condition_dim {lm.condition_dim} is not conditioner.dim {dim}: "
+            "use the file the weights were saved with"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -211,20 +254,25 @@ def _fit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path
         )
 
 
-def save_lm(checkpoint: LMCheckpoint, folder: Path) -> None:
-    """Write a checkpoint folder, weights in float16; each file appears whole or not at all.
+def save_lm(checkpoint: LMCheckpoint, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint folder; each file appears whole or not at all.
 
     The configuration is written last, so a folder with a configuration has its weights.
+
+    Args:
+        dtype: of the weights; float16 if left out.
     """
     import torch
     from safetensors.torch import save_file
 
+    dtype = dtype or torch.float16
     folder.mkdir(parents=True, exist_ok=True)
+    conditioner, said = _described(checkpoint.conditioner, folder)
     tensors: dict[str, Tensor] = {}
-    parts = (("lm.", checkpoint.lm), ("conditioner.", checkpoint.conditioner))
-    for prefix, module in parts:
-        for name, value in module.state_dict().items():
-            tensors[prefix + name] = value.detach().to("cpu", torch.float16).contiguous()
+    parts = (("lm.", checkpoint.lm.state_dict()), ("conditioner.", conditioner))
+    for prefix, state in parts:
+        for name, value in state.items():
+            tensors[prefix + name] = value.detach().to("cpu", dtype).contiguous()
     partial = folder / (WEIGHTS_NAME + ".tmp")
     save_file(tensors, partial)
     partial.chmod(0o644)
@@ -234,11 +282,38 @@ def save_lm(checkpoint: LMCheckpoint, folder: Path) -> None:
         name=checkpoint.name,
         lm=to_plain(checkpoint.lm.config),
         pattern=to_plain(checkpoint.pattern),
-        conditioner=to_plain(checkpoint.conditioner.config),
+        conditioner=said,
         codec=checkpoint.codec,
         max_frames=checkpoint.max_frames,
         training=to_plain(checkpoint.training),
+        guidance=checkpoint.guidance,
     )
     partial = folder / (CONFIG_NAME + ".tmp")
     partial.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, width=100))
     os.replace(partial, folder / CONFIG_NAME)
+
+
+def _described(conditioner: Any, folder: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """A text encoder's tensors and its part of the configuration; a T5 with files is copied."""
+    if isinstance(conditioner, NoText):
+        return {}, {"kind": "none"}
+    from specgen.lm.conditioning import WordEncoder
+
+    if isinstance(conditioner, WordEncoder):
+        return conditioner.state_dict(), to_plain(conditioner.config)
+    encoder, weight, bias = conditioner.encoder, conditioner.weight, conditioner.bias
+    beside = encoder.folder is not None
+    if beside:
+        encoder.save(folder / TEXT_FOLDER)
+    said = T5Reference(
+        kind="t5",
+        name=conditioner.name,
+        dim=conditioner.dim,
+        t5_dim=conditioner.dim if weight is None else weight.shape[1],
+        projected=weight is not None,
+        bias=bias is not None,
+        revision=encoder.revision,
+        beside=beside,
+    )
+    given = {"weight": weight, "bias": bias}
+    return {name: v for name, v in given.items() if v is not None}, to_plain(said)

@@ -31,15 +31,22 @@ class Span:
 
     @classmethod
     def of(
-        cls, starts: tuple[int, ...], size: int, device: torch.device, dtype: torch.dtype
+        cls,
+        starts: tuple[int, ...],
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        past: int | None = None,
     ) -> Span:
+        """A block behind `starts`; `past` is how far back a position sees, None: to the first."""
         reach = max(starts) + size
         together = min(starts) == max(starts)
-        if together and size == 1:
+        if together and size == 1 and (past is None or reach <= past + 1):
             return cls(starts, size, reach, None, None)
         first = torch.tensor(starts[:1] if together else starts, device=device)
         index = first[:, None] + torch.arange(size, device=device)  # [1 or N, n]
-        hidden = torch.arange(reach, device=device) > index[..., None]  # [1 or N, n, reach]
+        ahead = torch.arange(reach, device=device) - index[..., None]  # [1 or N, n, reach]
+        hidden = ahead > 0 if past is None else (ahead > 0) | (ahead < -past)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(
             hidden, -torch.inf
         )

@@ -26,6 +26,7 @@ class LMConfig:
         qk_norm, qk_norm_cross: layer norm on queries and keys before their product.
         kv_repeat: query heads that share one key/value head (grouped keys).
         layer_scale: whether each block's output is scaled by a learnt vector.
+        past_context: earlier steps that a step attends to beside itself; None: all.
 
     Raises:
         ValueError: options that contradict each other.
@@ -50,6 +51,7 @@ class LMConfig:
     qk_norm_cross: bool = False
     kv_repeat: int = 1
     layer_scale: bool = False
+    past_context: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("codebooks", "card", "dim", "heads", "layers", "ff_dim", "kv_repeat"):
@@ -61,6 +63,8 @@ class LMConfig:
             raise ValueError(f"heads {self.heads} is no multiple of kv_repeat {self.kv_repeat}")
         if self.qk_norm and self.kv_repeat > 1:
             raise ValueError("qk_norm and kv_repeat cannot be combined")
+        if self.past_context is not None and self.past_context < 1:
+            raise ValueError(f"past_context must be at least 1 or None, got {self.past_context}")
         if self.positions not in POSITIONS:
             raise ValueError(
                 f"positions {self.positions!r} is unknown; known: {', '.join(POSITIONS)}"

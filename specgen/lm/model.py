@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,8 @@ class LMSession:
         guidance: CFG coefficient; None or 1 runs the conditional half alone.
         rows: B.
         capacity: longest sequence, in steps.
+        prepend: the condition stands before the sequence, `[B, P, dim]`, instead of being read by
+            cross-attention; the null condition is filled up with zeros to its length.
     """
 
     def __init__(
@@ -125,12 +128,15 @@ class LMSession:
         null: Tensor | None = None,
         null_mask: Tensor | None = None,
         guidance: float | None = None,
+        prepend: bool = False,
     ) -> None:
         self.model = model
         self.rows = rows
         self.guidance = None if guidance is None or guidance == 1.0 or null is None else guidance
         if condition is not None and mask is None:
             mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
+        prefix = condition if prepend else None
+        condition = None if prepend else condition
         if self.guidance is not None and condition is not None:
             assert null is not None and mask is not None
             if null_mask is None:
@@ -142,10 +148,16 @@ class LMSession:
             else model.transformer.memory(condition.to(model.dtype), mask, fold=True)
         )
         self._length = 0 if condition is None else condition.shape[1]
-        total = rows * (2 if self.guidance is not None else 1)
-        self.cache = KVCache(model.config, total, capacity, model.device, model.dtype)
+        self._doubled = 2 if self.guidance is not None else 1
+        total, before = rows * self._doubled, 0 if prefix is None else prefix.shape[1]
+        self.cache = KVCache(model.config, total, before + capacity, model.device, model.dtype)
         self._run = Stepper(model.transformer, self.memory, self.cache)
-        self._doubled = total // rows
+        self._null = null
+        self._before = [0] * rows  # positions that each row's prefix takes
+        if prefix is not None:
+            assert mask is not None
+            for row in range(rows):
+                self._begin(row, prefix[row, mask[row]])
 
     @property
     def card(self) -> int:
@@ -168,6 +180,8 @@ class LMSession:
             mask: `[L']` bool of real places, or None.
         """
         memory = self.memory
+        if self._before[row]:
+            self._begin(row, condition if mask is None else condition[mask])
         if memory is None:
             return
         missing = self._length - condition.shape[0]
@@ -187,9 +201,30 @@ class LMSession:
             memory.mask[at] = 0 if fresh.mask is None else fresh.mask[0]
 
     @torch.inference_mode()
+    def _begin(self, row: int, prefix: Tensor) -> None:
+        """Keep keys and values of a prefix `[P, dim]` and its null twin, for a new sequence.
+
+        By itself, so that a row does not depend on its neighbours.
+        """
+        model, d, size = self.model, self._doubled, len(prefix)
+        pair = prefix.to(model.dtype).expand(d, -1, -1)
+        if d == 2:
+            assert self._null is not None
+            null = self._null[0, :size].to(model.dtype)
+            pair = torch.stack([pair[0], F.pad(null, (0, 0, 0, size - len(null)))])
+        own = KVCache(model.config, d, size, model.device, model.dtype)
+        past = model.config.past_context
+        span = Span.of((0,) * d, size, model.device, model.dtype, past)
+        Stepper(model.transformer, None, own)(pair, span)
+        for held, made in zip(self.cache.layers, own.layers, strict=True):
+            held[:, d * row : d * row + d, :, :size] = made
+        self._before[row] = size
+
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""
         d = self._doubled
+        self._before[target] = self._before[source]
         old, new = slice(d * source, d * source + d), slice(d * target, d * target + d)
         for layer in self.cache.layers:
             layer[:, new] = layer[:, old]
@@ -212,11 +247,12 @@ class LMSession:
             `[N', n, dim]` hidden states for `logits`.
         """
         model = self.model
-        places = tuple(starts)
+        places = tuple(map(add, starts, self._before))
         if self._doubled == 2:
             tokens = tokens.repeat_interleave(2, dim=0)
-            places = tuple(start for start in starts for _ in range(2))
-        span = Span.of(places, tokens.shape[-1], model.device, model.dtype)
+            places = tuple(place for place in places for _ in range(2))
+        past = model.config.past_context
+        span = Span.of(places, tokens.shape[-1], model.device, model.dtype, past)
         return model.finish(self._run(model.embed(tokens), span))
 
     @torch.inference_mode()

@@ -99,11 +99,16 @@ class SelfAttention(nn.Module):
         qk, v = heads[:, :, :turned], heads[:, :, turned:]
         if turn is not None:
             qk = rotate(qk, turn)
+        seen = None
+        if config.past_context is not None:
+            seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            seen = seen.tril().triu(-config.past_context)
         mixed = F.scaled_dot_product_attention(
             qk[:, :, : config.heads].transpose(1, 2),
             qk[:, :, config.heads :].transpose(1, 2),
             v.transpose(1, 2),
-            is_causal=x.shape[1] > 1,
+            attn_mask=seen,
+            is_causal=seen is None and x.shape[1] > 1,
             enable_gqa=config.kv_repeat > 1,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
