@@ -34,6 +34,7 @@ from specgen.decoding.loop import (
     decode_pieces,
     steps_per_frame,
 )
+from specgen.decoding.lossy import Kind, Leniency, Lenient
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.devices import choose_device, choose_dtype, describe_device, versions
@@ -188,9 +189,16 @@ class Engine:
         self.verifier, self.drafter, self.codec = verifier, drafter, codec
         self.codec_sha256 = codec_sha256
         self.load_seconds = 0.0
+
+    @property
+    def lossless(self) -> bool:
+        """Whether clips follow the verifier's own distribution."""
+        if self.drafter is None:
+            return True
         # What a piece of 64 frames shows of the rule holds for any length.
-        self.lossless = drafter is None or not is_biased(
-            Rule(settings.rule), drafter.pattern.of(64), verifier.pattern.of(64)
+        drafter, verifier = (m.pattern.of(64) for m in (self.drafter, self.verifier))
+        return not self.settings.lossy and not is_biased(
+            Rule(self.settings.rule), drafter, verifier
         )
 
     @property
@@ -350,6 +358,7 @@ class Engine:
             Rule(settings.rule),
             settings.draft_frames and settings.draft_frames * per_frame,
             settings.draft_temperatures,
+            lenient(settings.lossy, self.codec),
         )
 
     def cast(
@@ -441,6 +450,23 @@ def _check_together(verifier: LMCheckpoint, drafter: LMCheckpoint | None, codec:
             )
 
 
+def lenient(lossy: str, codec: Codec) -> Lenient | None:
+    """What `Settings.lossy` lets pass, None for nothing.
+
+    Raises:
+        UserError: groups of near codes, but the codec does not show its codebooks.
+    """
+    if not lossy:
+        return None
+    leniency = Leniency.of(lossy)
+    vectors = getattr(codec, "codebook_vectors", None)
+    if leniency.kind is Kind.GROUPS and vectors is None:
+        raise UserError(
+            f"--lossy {lossy} needs a codec that shows its codebooks; use --lossy typical:0.1"
+        )
+    return Lenient(leniency, vectors)
+
+
 def check_settings(
     settings: Settings, verifier: LMCheckpoint, drafter: LMCheckpoint | None
 ) -> None:
@@ -456,6 +482,8 @@ def check_settings(
             f"draft temperatures: {K} are needed, one a codebook, got "
             f"{len(settings.draft_temperatures)}"
         )
+    if settings.lossy and settings.rule != Rule.COUPLED:
+        raise UserError(f"--lossy loosens the coupled rule, not {settings.rule}; leave out --rule")
     if drafter is None or settings.allow_biased:
         return
     if is_biased(Rule(settings.rule), drafter.pattern.of(64), verifier.pattern.of(64)):

@@ -7,7 +7,20 @@ from typing import Any
 
 from specgen.config import Preset, SamplingNode, check_sampling, parse_draft_frames
 from specgen.decoding.acceptance import Rule
+from specgen.decoding.lossy import Leniency
 from specgen.errors import UserError
+
+
+def parse_lossy(text: str) -> str:
+    """A lossy mode such as `typical:0.1` or `groups:0.9` in its usual form; "" is none.
+
+    Raises:
+        UserError: another kind, or a threshold out of range.
+    """
+    try:
+        return str(Leniency.of(text)) if text else ""
+    except ValueError as error:
+        raise UserError(f"lossy mode: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Settings:
         draft_temperatures: one a codebook, or empty.
         drafter_cfg: whether the drafter is guided too.
         allow_biased: accept a rule that changes the distribution.
+        lossy: what is accepted beyond the coupled rule (`decoding.lossy`); "" is nothing.
     """
 
     sampling: SamplingNode
@@ -29,6 +43,7 @@ class Settings:
     draft_temperatures: tuple[float, ...] = ()
     drafter_cfg: bool = True
     allow_biased: bool = False
+    lossy: str = ""
 
     @classmethod
     def of(cls, preset: Preset) -> Settings:
@@ -54,6 +69,7 @@ class Settings:
             "draft_frames": "auto" if self.draft_frames is None else self.draft_frames,
             "draft_temperatures": list(self.draft_temperatures),
             "drafter_cfg": self.drafter_cfg,
+            "lossy": self.lossy or None,
         }
 
     @classmethod
@@ -77,6 +93,7 @@ class Settings:
                 parse_draft_frames(values["draft_frames"], "sampling.draft_frames"),
                 tuple(map(float, values["draft_temperatures"])),
                 bool(values["drafter_cfg"]),
+                lossy=parse_lossy(values.get("lossy") or ""),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -57,6 +57,9 @@ def generate(
         bool, typer.Option("--allow-biased", help="Accept a rule that changes the music.")
     ] = False,
     draft_frames: Annotated[str | None, typer.Option(help="1 to 12, or auto.")] = None,
+    lossy: Annotated[
+        str | None, typer.Option(help="Accept more, and change the music: typical:0.1, groups:0.9.")
+    ] = None,
     draft_temperature: Annotated[
         str | None, typer.Option(help="One value a codebook: 1.0,0.3,0.5,0.7")
     ] = None,
@@ -127,6 +130,7 @@ def generate(
     """
     changes = {
         "rule": rule,
+        "lossy": lossy,
         "draft_frames": draft_frames,
         "draft_temperature": draft_temperature,
         "drafter_cfg": False if no_drafter_cfg else None,

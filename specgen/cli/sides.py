@@ -30,6 +30,7 @@ def _parser() -> _Parser:
     parser.add_argument("--no-drafter-cfg", dest="drafter_cfg", action="store_false", default=None)
     parser.add_argument("--dtype", choices=config.DTYPES)
     parser.add_argument("--rule")
+    parser.add_argument("--lossy")
     parser.add_argument("--draft-frames")
     parser.add_argument("--draft-temperature")
     for name, kind in (("temperature", float), ("top-p", float), ("cfg", float), ("top-k", int)):

@@ -66,6 +66,11 @@ class EmbeddedCodec(nn.Module):
         self.encoder, self.decoder = _networks(config)
         self.quantizer = ResidualQuantizer(config.codebooks, config.card, config.dim)
 
+    @property
+    def codebook_vectors(self) -> Tensor:
+        """`[K, card, dim]`: what each token stands for."""
+        return self.quantizer.entries
+
     def frames(self, samples: int) -> int:
         """How many frames cover that many samples."""
         return -(-samples // self.frame_size)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specgen.decoding.acceptance import Rule, textbook, textbook_codebooks
 from specgen.decoding.lane import Lane, Where
+from specgen.decoding.lossy import Lenient
 from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
 from specgen.decoding.sampling import Sampling, perturbed_argmax, process
 from specgen.patterns import Coord
@@ -17,7 +18,8 @@ from specgen.patterns import Coord
 class Draws:
     """The draws of a batch; the result for a coordinate depends on its row's seed and logits alone.
 
-    What is kept for a grid lies in a slot; rows that move take their slots along.
+    What is kept for a grid lies in a slot; rows that move take their slots along. With `lenient`
+    set, guesses that it lets pass stand although the verifier drew otherwise (lossy).
 
     Args:
         lead: the verifier's lane.
@@ -32,6 +34,8 @@ class Draws:
     Raises:
         ValueError: arguments that do not fit each other.
     """
+
+    lenient: Lenient | None = None
 
     def __init__(
         self,
@@ -178,6 +182,10 @@ class Draws:
             best = scores.double().topk(2, dim=-1).values
             for (r, _, c), gap in zip(where, (best[:, 0] - best[:, 1]).tolist(), strict=True):
                 self._margins[self._slot[r], c.k, c.t] = gap
+        if self.lenient is not None and any(guessed):
+            fine = self.lenient.stands(guesses, tokens, logits, [c.k for _, _, c in where])
+            fine &= torch.tensor(list(guessed), device=fine.device)
+            return guesses.where(fine, tokens)
         at = [i for i, (r, _, c) in enumerate(where) if guessed[i] and self._by_textbook(r, c)]
         if not at:
             return tokens

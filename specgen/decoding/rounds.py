@@ -22,6 +22,7 @@ from specgen.decoding.acceptance import Rule
 from specgen.decoding.draft_length import MAX_STEPS, AutoLength, Costs, FixedLength
 from specgen.decoding.draws import Draws
 from specgen.decoding.lane import Lane, Role
+from specgen.decoding.lossy import Lenient
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 
@@ -34,11 +35,13 @@ class Drafting:
         rule: how guesses are judged.
         steps: draft length in verifier steps; None chooses it while running (`AutoLength`).
         temperatures: per codebook, divides the drafter's processed logits; () is 1 everywhere.
+        lenient: what is accepted beyond the coupled rule; None keeps the decode lossless.
     """
 
     rule: Rule = Rule.COUPLED
     steps: int | None = None
     temperatures: tuple[float, ...] = ()
+    lenient: Lenient | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Batch:
             drafting.temperatures,
             record=margins,
         )
+        self._draws.lenient = drafting.lenient
         self._costs = Costs()
         self.index: list[int] = []
         self.stats: list[DecodeStats] = []
@@ -128,7 +132,7 @@ class Batch:
     @property
     def _clocked(self) -> bool:
         """Under other rules the sample depends on the draft length, which no clock may decide."""
-        return self._drafting.rule is Rule.COUPLED
+        return self._drafting.rule is Rule.COUPLED and self._drafting.lenient is None
 
     def finished(self, row: int) -> bool:
         self.lead.skip_known(row, self.lead)

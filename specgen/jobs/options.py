@@ -88,6 +88,10 @@ def changed(settings: Settings, changes: Mapping[str, Any], *, allow_biased: boo
         settings = replace(settings, draft_temperatures=_numbers(given["draft_temperature"]))
     if "drafter_cfg" in given:
         settings = replace(settings, drafter_cfg=bool(given["drafter_cfg"]))
+    if "lossy" in given:
+        from specgen.settings import parse_lossy
+
+        settings = replace(settings, lossy=parse_lossy(given["lossy"]))
     return settings
 
 

@@ -274,15 +274,11 @@ def with_settings(engine: Engine, settings: Settings) -> Engine:
     Raises:
         UserError: settings that do not fit the models.
     """
-    from specgen.decoding.acceptance import Rule, is_biased
     from specgen.engine import check_settings
 
     check_settings(settings, engine.verifier, engine.drafter)
     again = copy.copy(engine)
     again.settings = settings
-    again.lossless = engine.drafter is None or not is_biased(
-        Rule(settings.rule), engine.drafter.pattern.of(64), engine.verifier.pattern.of(64)
-    )
     return again
 
 
