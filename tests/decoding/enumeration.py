@@ -77,7 +77,7 @@ class EnumeratedDraws:
         self.lanes, self.rule = (lead, follow), rule
         self.by_textbook = (False,) * lead.codebooks
 
-    def admit(self, row: int, seed: int) -> None:
+    def admit(self, row: int, seed: int, origin: int = 0) -> None:
         lead, follow = self.lanes
         if follow is not None:
             self.by_textbook = textbook_codebooks(
@@ -155,7 +155,7 @@ def enumerate_decodes(
         capacity = capacity_for(spec, frames)
         return TableScorer(2 * seed + which, 1, K, 2, capacity, spread=spread)
 
-    target_model = scorer(0, verifier)
+    target_model, draft_model = scorer(0, verifier), scorer(1, drafter)
     made: dict[tuple[int, ...], float] = {}
     total, runs = 0.0, 0
     begin: list[int] | None = []
@@ -166,7 +166,7 @@ def enumerate_decodes(
             EnumeratedDraws.path = path = Path(begin)
             decoded = loop.decode(
                 Role(target_model, verifier),
-                Role(scorer(1, drafter), drafter),
+                Role(draft_model, drafter),
                 frames=[frames],
                 seeds=[0],
                 sampling=Sampling(top_k=0),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -54,6 +54,7 @@ def test_mixed_uses_the_textbook_where_nothing_is_contaminated(
     assert textbook_codebooks(Rule.REJECTION, *pair) == (True,) * 4
 
 
+@settings(deadline=None)
 @given(delays=st.lists(st.integers(0, 6), min_size=1, max_size=6).map(sorted))
 def test_a_codebook_is_safe_when_its_delay_is_the_last_but_one(delays: list[int]) -> None:
     """Design, section 4: towards a flatten verifier, k is safe exactly when d_k >= d_max - 1."""
@@ -89,6 +90,7 @@ def test_coupled_guesses_agree_as_often_as_the_formula_says(case: int) -> None:
     )
 
 
+@settings(deadline=None)
 @given(a=st.integers(0, 10_000), b=st.integers(0, 10_000), spread=st.floats(0.1, 5))
 def test_the_cost_of_coupling_has_its_bounds(a: int, b: int, spread: float) -> None:
     p, q = law(a, spread).exp(), law(b, spread).exp()
@@ -132,6 +134,7 @@ def test_textbook_tokens_follow_the_verifier(case: int) -> None:
     assert abs(float((made == guess).double().mean()) - share) < 5 * sigma
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     cut_p=st.sets(st.integers(0, 7), max_size=7),
@@ -150,6 +153,7 @@ def test_textbook_never_makes_what_the_verifier_has_cut(
     assert torch.equal(made[likely], guess[likely])
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_textbook_takes_unnormalised_scores(seed: int) -> None:
     p, q = law(seed, 1.0), law(seed + 1, 1.0)

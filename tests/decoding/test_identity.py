@@ -162,7 +162,7 @@ def test_plain_decoding_is_what_its_definition_says(name: str, sampling: Samplin
 
 def lengths(case: int) -> list[int]:
     """Ragged, and short enough that the end of every row matters."""
-    return [2 + (case + 3 * r) % 7 for r in range(ROWS)]
+    return [1 + (case + 3 * r) % 6 for r in range(ROWS)]
 
 
 @pytest.mark.parametrize("verifier", NAMES)
@@ -186,16 +186,18 @@ PAIRS = [("delay", "flatten"), ("delay", "delay"), ("flatten", "delay"), ("odd_d
 
 @cache
 def expected_for(verifier: str) -> Decoded:
-    return run(SPECS[verifier], None, "", [13, 9, 11], [71, 72, 73])
+    return run(SPECS[verifier], None, "", [13, 10], [71, 72])
 
 
-@pytest.mark.parametrize("frames_ahead", [*range(1, 13), None])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+LENGTHS = [*product(PAIRS[:2], [*range(1, 13), None]), *product(PAIRS[2:], [2, 12, None])]
+
+
+@pytest.mark.parametrize(("pair", "frames_ahead"), LENGTHS)
 def test_every_draft_length(pair: tuple[str, str], frames_ahead: int | None) -> None:
     drafter, verifier = pair
     kind = KINDS[(frames_ahead or 0) % 3]
     steps = None if frames_ahead is None else frames_ahead * steps_per_frame(SPECS[verifier])
-    made = run(SPECS[verifier], SPECS[drafter], kind, [13, 9, 11], [71, 72, 73], steps=steps)
+    made = run(SPECS[verifier], SPECS[drafter], kind, [13, 10], [71, 72], steps=steps)
     assert_same(made, expected_for(verifier))
 
 
@@ -362,14 +364,14 @@ def test_rewinds_are_as_short_as_they_can_be(
 ) -> None:
     """A cache is rewound to the first column that really changed, and never read behind one."""
     frames = 8
-    for seed, steps, noise in product(range(2), (1, 3, 8), (0.3, 2.0)):
+    for steps, noise in product((2, 7), (0.3, 2.0)):
         lead = Recorder(1, 1, K, 5, capacity_for(SPECS[verifier], frames))
         follow = Recorder(2, 1, K, 5, capacity_for(SPECS[drafter], frames), near=lead, noise=noise)
         made = decode(
             Role(lead, SPECS[verifier]),
             Role(follow, SPECS[drafter]),
             frames=[frames],
-            seeds=[seed],
+            seeds=[steps],
             sampling=Sampling(top_k=0),
             drafting=Drafting(steps=steps),
         )
@@ -383,17 +385,17 @@ def test_rewinds_are_as_short_as_they_can_be(
 def test_pieces_in_a_queue(pair: tuple[str, str]) -> None:
     """Rows leave and others take their place; each is what it is alone, by the verifier alone."""
     drafter, verifier = pair
-    frames = [5, 9, 3, 7, 1, 6, 8, 4]
+    frames = [5, 7, 3, 1, 6]
     pieces = [Piece(T, 500 + i) for i, T in enumerate(frames)]
 
     def scorers(rows: int) -> tuple[Role, Role]:
-        lead = TableScorer(1, rows, K, 6, capacity_for(SPECS[verifier], 9))
-        follow = TableScorer(2, rows, K, 6, capacity_for(SPECS[drafter], 9), near=lead, noise=0.5)
+        lead = TableScorer(1, rows, K, 6, capacity_for(SPECS[verifier], 7))
+        follow = TableScorer(2, rows, K, 6, capacity_for(SPECS[drafter], 7), near=lead, noise=0.5)
         return Role(lead, SPECS[verifier]), Role(follow, SPECS[drafter])
 
     steps = [None, 2, 7][NAMES.index(drafter) % 3]
     done = decode_pieces(
-        *scorers(3), pieces, rows=3, sampling=Sampling(top_k=0), drafting=Drafting(steps=steps)
+        *scorers(2), pieces, rows=2, sampling=Sampling(top_k=0), drafting=Drafting(steps=steps)
     )
     made = {one.index: one.codes for one in done}
     assert sorted(made) == list(range(len(pieces)))

@@ -22,6 +22,7 @@ seeds = st.integers(0, 2**64 - 1)
 purposes = st.sampled_from(Purpose)
 
 
+@settings(deadline=None)
 @given(
     seed=seeds,
     purpose=purposes,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -40,6 +40,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return process(logits, sampling).softmax(dim=-1)
 
 
+@settings(deadline=None)
 @given(
     logits=rows,
     temperature=st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0]),
@@ -58,6 +59,7 @@ def test_against_the_definition(
     )
 
 
+@settings(deadline=None)
 @given(logits=rows, top_k=st.integers(1, 12), seed=st.integers(0, 99))
 def test_nothing_leaks_past_top_k(logits: list[float], top_k: int, seed: int) -> None:
     """Whatever the noise, a cut entry is never drawn."""
@@ -71,6 +73,7 @@ def test_nothing_leaks_past_top_k(logits: list[float], top_k: int, seed: int) ->
         assert int(processed.isfinite().sum()) == min(top_k, len(logits))
 
 
+@settings(deadline=None)
 @given(logits=st.lists(rows.filter(lambda r: len(r) == 6), min_size=1, max_size=5))
 def test_a_row_does_not_see_its_neighbours(logits: list[list[float]]) -> None:
     batch = torch.tensor(logits).double()
