@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from specgen.checkpoints.native import CodecId, LMCheckpoint, codec_id, load_lm
 from specgen.codec.base import Codec
 from specgen.codec.embedded import load_codec
 from specgen.config import Preset, check_sampling, load_preset
-from specgen.continuation import Continuation, continuations, read_start
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import (
@@ -39,6 +38,8 @@ from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.devices import choose_device, choose_dtype, describe_device, versions
 from specgen.errors import UserError
+from specgen.listening import Continuation, Melody, continuations, melodies, read_audio, read_start
+from specgen.lm.chroma import melody_rate, prepends
 from specgen.lm.model import LMSession
 from specgen.settings import Settings
 
@@ -56,6 +57,7 @@ class Request:
         duration: seconds in all; None is the preset's default.
         id: for messages and files.
         continue_from: an audio file that the clip begins with and goes on from.
+        melody: an audio file whose melody the clip follows (melody models).
     """
 
     prompt: str
@@ -63,6 +65,7 @@ class Request:
     duration: float | None = None
     id: str | None = None
     continue_from: Path | None = None
+    melody: Path | None = None
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Clip:
             company of the others there.
         lossless: whether the tokens follow the verifier's own distribution.
         unknown_words: words of the prompt that no model knows.
-        continuation: what it goes on from, if it was asked to.
+        continuation, melody: what it goes on from and follows, if it was asked to.
     """
 
     request: Request
@@ -91,6 +94,7 @@ class Clip:
     lossless: bool
     unknown_words: list[str] = field(default_factory=list)
     continuation: Continuation | None = None
+    melody: Melody | None = None
 
     @property
     def seconds(self) -> float:
@@ -228,7 +232,7 @@ class Engine:
 
         Raises:
             UserError: an empty or too long prompt, a duration or seed out of range, audio that
-                cannot be gone on from.
+                cannot be gone on from, a melody that cannot be followed.
         """
         if not request.prompt.strip():
             raise UserError(
@@ -243,6 +247,8 @@ class Engine:
         self.frames(duration)
         if request.continue_from is not None:
             read_start(request.continue_from, self.codec, duration)
+        if request.melody is not None:
+            read_audio(request.melody, self._melody_rate(), 1)
         return replace(request, duration=duration)
 
     def generate(
@@ -295,10 +301,13 @@ class Engine:
         prompts = [r.prompt for r in requests]
         longest, rows = max(piece.frames for piece in pieces), min(batch, len(pieces))
         admitted = [self._now()] * len(requests)
-        casts = [self.cast(self.verifier, prompts, longest, sampling.cfg, rows)]
+        tunes: list[Melody | None] = [None] * len(requests)
+        if any(r.melody for r in requests):
+            tunes = melodies([r.melody for r in requests], self._melody_rate())
+        casts = [self.cast(self.verifier, prompts, longest, sampling.cfg, rows, tunes)]
         if self.drafter is not None:
             guidance = sampling.cfg if self.settings.drafter_cfg else None
-            casts.append(self.cast(self.drafter, prompts, longest, guidance, rows))
+            casts.append(self.cast(self.drafter, prompts, longest, guidance, rows, tunes))
         conditioned = self._now()
 
         def admit(row: int, index: int) -> None:
@@ -346,6 +355,7 @@ class Engine:
                     self.lossless,
                     self.verifier.conditioner.tokenize(request.prompt).unknown,
                     starts[piece.index],
+                    tunes[piece.index],
                 ),
             )
 
@@ -368,12 +378,15 @@ class Engine:
         frames: int,
         guidance: float | None,
         rows: int | None = None,
+        tunes: Sequence[Melody | None] = (),
     ) -> Cast:
         """A model ready to decode up to `frames` frames for each prompt, `rows` of them at a time
-        (None: all)."""
+        (None: all), each after its melody if the model follows any."""
         rows = rows or len(prompts)
         with torch.inference_mode():
-            condition, mask = model.conditioner.encode(prompts)
+            waves = [tune and tune.wav for tune in tunes]
+            follows = any(tunes) and melody_rate(model.conditioner) is not None
+            condition, mask = model.conditioner.encode(prompts, *([waves] if follows else []))
             session = LMSession(
                 model.lm,
                 rows=rows,
@@ -382,8 +395,22 @@ class Engine:
                 mask=mask[:rows],
                 null=model.conditioner.null(),
                 guidance=guidance,
+                prepend=prepends(model.conditioner),
             )
         return Cast(Role(session, model.pattern), session, condition, mask)
+
+    def _melody_rate(self) -> int:
+        """Sample rate at which the verifier reads melodies.
+
+        Raises:
+            UserError: it follows none.
+        """
+        rate = melody_rate(self.verifier.conditioner)
+        if rate is None:
+            raise UserError(
+                f"{self.verifier.name} follows no melody: use a preset of a melody model"
+            )
+        return rate
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -407,7 +434,8 @@ class Engine:
                 "codec": self.codec_sha256,
             },
             "sampling": self.settings.as_dict(),
-            "continue_from": start and {"path": str(start.path.resolve()), "sha256": start.sha256},
+            "continue_from": start and start.as_dict(),
+            "melody": clip.melody and clip.melody.as_dict(),
             "duration_seconds": clip.seconds,
             "sample_rate": clip.sample_rate,
             "device": describe_device(self.device),

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 import specgen
 from specgen.cli.app import run
 from specgen.codec.embedded import load_codec
-from specgen.continuation import read_audio, read_start
 from specgen.errors import UserError
+from specgen.listening import read_audio, read_start
 
 RATE = 16000
 
@@ -136,7 +136,7 @@ def test_a_sidecar_without_audio_takes_none(
     capsys.readouterr()
     arguments = ["--from-sidecar", str(out.with_suffix(".json")), "--continue-from", str(song)]
     assert run(["generate", *arguments, "-o", str(tmp_path / "x.wav")]) == 2
-    assert "leave out --continue-from" in capsys.readouterr().err
+    assert "without --continue-from" in capsys.readouterr().err
 
 
 def bad_files(folder: Path) -> dict[str, Path]:

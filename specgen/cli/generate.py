@@ -36,6 +36,9 @@ def generate(
     continue_from: Annotated[
         Path | None, typer.Option(help="An audio file that every clip begins with; it counts.")
     ] = None,
+    melody: Annotated[
+        Path | None, typer.Option(help="An audio file whose melody is followed (melody models).")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the first clip; the next has seed + 1. Drawn if left out."),
@@ -187,6 +190,7 @@ def generate(
         job.draft = False
     job.dtype = dtype or job.dtype
     job.continue_from = continue_from or job.continue_from
+    job.melody = melody or job.melody
     texts = [prompt for prompt in job.prompts for _ in range(job.count)]
     seeds = [job.seed + i for i in range(len(texts))]
     paths = target_paths(texts, seeds, out, format)
@@ -210,7 +214,7 @@ def generate(
     if verbose:
         print(report.loaded(engine), file=sys.stderr)
     requests = [
-        engine.check(Request(text, one, job.duration, path.stem, job.continue_from))
+        engine.check(Request(text, one, job.duration, path.stem, job.continue_from, job.melody))
         for text, one, path in zip(texts, seeds, paths, strict=True)
     ]
     clips, failed = _make(engine, requests, paths, rows or 16, quiet=as_json)

@@ -29,6 +29,7 @@ class Job:
         draft: False leaves the drafter out.
         dtype: of both models; None is the preset's.
         continue_from: an audio file that every clip begins with.
+        melody: an audio file whose melody every clip follows.
         sidecar: what to make again.
         force: make it again with another preset or other models, too.
     """
@@ -41,6 +42,7 @@ class Job:
     draft: bool = True
     dtype: str | None = None
     continue_from: Path | None = None
+    melody: Path | None = None
     sidecar: dict[str, Any] | None = None
     force: bool = False
 
@@ -75,7 +77,8 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
             duration=float(sidecar["duration_seconds"]),
             draft=sidecar["checkpoints"]["drafter"] is not None,
             dtype=sidecar["dtype"]["verifier"],
-            continue_from=_continued(sidecar, path),
+            continue_from=_heard(sidecar, "continue_from", path),
+            melody=_heard(sidecar, "melody", path),
             sidecar=sidecar,
             force=force,
         )
@@ -92,9 +95,9 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
     return job
 
 
-def _continued(sidecar: dict[str, Any], path: Path) -> Path | None:
-    """The audio file that the clip goes on from: where it was, or beside the sidecar."""
-    record = sidecar.get("continue_from")
+def _heard(sidecar: dict[str, Any], name: str, path: Path) -> Path | None:
+    """An audio file that the clip was made from: where it was, or beside the sidecar."""
+    record = sidecar.get(name)
     if record is None:
         return None
     recorded, beside = Path(record["path"]), path.parent / Path(record["path"]).name
@@ -109,14 +112,8 @@ def check_sidecar(job: Job, engine: Engine) -> None:
     """
     if job.sidecar is None:
         return
-    record, audio = job.sidecar.get("continue_from"), job.continue_from
-    if record is None and audio is not None:
-        raise UserError("the sidecar's clip goes on from no audio; leave out --continue-from")
-    if record is not None and audio is not None and audio.is_file():
-        from specgen.checkpoints.native import file_sha256
-
-        if file_sha256(audio) != record["sha256"]:
-            _changed(job, f"the audio file {audio}", "give the old one with --continue-from")
+    _check_heard(job, "continue_from", job.continue_from)
+    _check_heard(job, "melody", job.melody)
     here = {
         "verifier": engine.verifier.sha256,
         "drafter": engine.drafter.sha256 if engine.drafter else None,
@@ -125,6 +122,18 @@ def check_sidecar(job: Job, engine: Engine) -> None:
     for role in ("verifier", "codec", "drafter"):
         if here[role] is not None and here[role] != job.sidecar["checkpoints"].get(role):
             _changed(job, f"the {role}", "bring back the old checkpoint")
+
+
+def _check_heard(job: Job, name: str, audio: Path | None) -> None:
+    assert job.sidecar is not None
+    record, option = job.sidecar.get(name), "--" + name.replace("_", "-")
+    if record is None and audio is not None:
+        raise UserError(f"the sidecar's clip was made without {option}; leave it out")
+    if record is not None and audio is not None and audio.is_file():
+        from specgen.checkpoints.native import file_sha256
+
+        if file_sha256(audio) != record["sha256"]:
+            _changed(job, f"the audio file {audio}", f"give the old one with {option}")
 
 
 def _changed(job: Job, what: str, remedy: str) -> None:

@@ -1,10 +1,11 @@
-"""Going on from audio: a file becomes the first tokens of a clip."""
+"""Audio that a clip is made from: what it begins with and goes on from, the melody it follows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,22 +15,34 @@ from specgen.checkpoints.native import file_sha256
 from specgen.codec.base import Codec
 from specgen.errors import UserError
 
+T = TypeVar("T")
 _SILENT = 1e-4  # peak, of a full scale of 1 (-80 dB)
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """What a clip goes on from.
-
-    Attributes:
-        path: the audio file.
-        sha256: of its bytes.
-        codes: `[K, T0]` int64 tokens, on the codec's device.
-    """
+class Heard:
+    """An audio file that was read; `sha256` is of its bytes."""
 
     path: Path
     sha256: str
+
+    def as_dict(self) -> dict[str, str]:
+        """What a sidecar records of it."""
+        return {"path": str(self.path.resolve()), "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Continuation(Heard):
+    """What a clip goes on from: `codes` are `[K, T0]` int64 tokens, on the codec's device."""
+
     codes: Tensor
+
+
+@dataclass(frozen=True)
+class Melody(Heard):
+    """What a clip follows: `wav` is mono `[N]` float32, at the rate that the model reads."""
+
+    wav: Tensor
 
 
 def continuations(
@@ -40,11 +53,32 @@ def continuations(
     Raises:
         UserError: see `read_start`.
     """
-    made: dict[Path, Continuation] = {}
+
+    def read(path: Path) -> Continuation:
+        wav = read_start(path, codec).to(device)
+        return Continuation(path, file_sha256(path), codec.encode(wav[None])[0])
+
+    return _each(paths, read)
+
+
+def melodies(paths: Sequence[Path | None], sample_rate: int) -> list[Melody | None]:
+    """What each clip follows; a file is read once.
+
+    Raises:
+        UserError: see `read_audio`.
+    """
+
+    def read(path: Path) -> Melody:
+        return Melody(path, file_sha256(path), read_audio(path, sample_rate, 1)[0])
+
+    return _each(paths, read)
+
+
+def _each(paths: Sequence[Path | None], read: Callable[[Path], T]) -> list[T | None]:
+    made: dict[Path, T] = {}
     for path in paths:
         if path is not None and path not in made:
-            wav = read_start(path, codec).to(device)
-            made[path] = Continuation(path, file_sha256(path), codec.encode(wav[None])[0])
+            made[path] = read(path)
     return [None if path is None else made[path] for path in paths]
 
 
