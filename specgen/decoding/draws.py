@@ -182,10 +182,12 @@ class Draws:
             best = scores.double().topk(2, dim=-1).values
             for (r, _, c), gap in zip(where, (best[:, 0] - best[:, 1]).tolist(), strict=True):
                 self._margins[self._slot[r], c.k, c.t] = gap
-        if self.lenient is not None and any(guessed):
-            fine = self.lenient.stands(guesses, tokens, logits, [c.k for _, _, c in where])
-            fine &= torch.tensor(list(guessed), device=fine.device)
-            return guesses.where(fine, tokens)
+        if self.lenient is not None:
+            at = [i for i, flag in enumerate(guessed) if flag]
+            books = [where[i][2].k for i in at]
+            fine = self.lenient.stands(guesses[at], tokens[at], logits[at], books)
+            tokens[at] = guesses[at].where(fine, tokens[at])
+            return tokens
         at = [i for i, (r, _, c) in enumerate(where) if guessed[i] and self._by_textbook(r, c)]
         if not at:
             return tokens

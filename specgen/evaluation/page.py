@@ -168,8 +168,8 @@ def _card(label: str, clip: Made, base: Made | None, sounds: Sounds) -> dict[str
 
 
 def plots(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Acceptance over time, and speed against distance if the document has such a curve."""
-    made = []
+    """Acceptance over time, and speed against distance where sides are lossy."""
+    made = [curve] if (curve := lossy_curve(document)) else []
     lines = []
     for row in document["sides"]:
         over_time = row["acceptance_over_time"] or []
@@ -183,6 +183,43 @@ def plots(document: dict[str, Any]) -> list[dict[str, Any]]:
         names = [line.name for line in lines]
         made.append({"title": "Acceptance over time", "svg": svg, "names": names, "note": note})
     return made
+
+
+def lossy_curve(document: dict[str, Any]) -> dict[str, Any] | None:
+    """What lossy modes buy and cost: a line a kind, a point a threshold; None without such sides.
+
+    Across: the kernel distance to the first side, 0 for what only chance tells apart. Up: how many
+    times faster than the first side.
+    """
+    heard = {row["label"]: row["to_first"] for row in document["quality"]}
+    pace = {row["label"]: row["seconds"] for row in document["speed"]}
+    first = document["sides"][0]["label"]
+    found: dict[str, list[tuple[float, float, float, str]]] = {}
+    for row in document["sides"]:
+        label, lossy = row["label"], row["sampling"]["lossy"]
+        if lossy and heard.get(label) and pace.get(label) and pace.get(first):
+            kind, _, threshold = lossy.partition(":")
+            kernel = heard[label]["kernel"]["value"]
+            point = (float(threshold), kernel, pace[first] / pace[label], threshold)
+            found.setdefault(kind, []).append(point)
+    if not found:
+        return None
+    lines = []
+    for kind, points in found.items():
+        points.sort(reverse=True)  # from strict to lenient, after the lossless point
+        places = ((0.0, 1.0), *((x, y) for _, x, y, _ in points))
+        lines.append(Line(kind, places, labels=("", *(text for *_, text in points))))
+    clips = min(row["clips"] for row in document["quality"])
+    note = (
+        f"Every point is a threshold; {first} is at distance 0 and speed 1. Distances of {clips} "
+        "clips a side; their intervals are in the table."
+    )
+    return {
+        "title": "Speed against distance of the lossy modes",
+        "svg": curves(lines, "kernel distance", "times as fast", y_from=1.0),
+        "names": list(found),
+        "note": note,
+    }
 
 
 def clips_page(clips: Sequence[tuple[str, Made]], title: str) -> str:

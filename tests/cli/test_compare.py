@@ -265,3 +265,38 @@ def test_verify_fails_a_loop_that_is_broken(
 def test_verify_needs_a_drafter(capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, ["verify", "embedded-flatten"], "no drafter")
     refused(capsys, ["verify", "embedded", "--dtype", "float8"], "float8")
+
+
+def test_lossy_clips_say_so_everywhere(
+    tiny: str, tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sidecar, summary, table and report; and the sidecar makes the same tokens again."""
+    made = tmp_path / "clip.wav"
+    arguments = ["--preset", tiny, "-d", "0.2", "--seed", "3", "--lossy", "groups:0.2"]
+    assert run(["generate", "a jig", *arguments, "--out", str(made)]) == 0
+    assert "LOSSY" in capsys.readouterr().err
+    sidecar = json.loads(made.with_suffix(".json").read_text())
+    assert sidecar["lossless"] is False and sidecar["sampling"]["lossy"] == "groups:0.2"
+    again = ["generate", "--from-sidecar", str(made.with_suffix(".json"))]
+    assert run([*again, "--out", str(tmp_path / "again.wav")]) == 0
+    assert "specgen: the same tokens" in capsys.readouterr().err
+
+    sides = [tiny, f"{tiny} --lossy groups:0.2", f"{tiny} --lossy typical:0.1"]
+    out = tmp_path / "report"
+    options = ["--prompts", prompts, "--seeds", "4", "-d", "0.2", "--short-clips", "0"]
+    assert run(["compare", *sides, *options, "--report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("LOSSY") >= 3
+    page = (out / "index.html").read_text()
+    assert '<td class="lossy">LOSSY</td>' in page
+    assert "Speed against distance" in page and "groups" in page
+    document = json.loads((out / "results.json").read_text())
+    assert [row["lossless"] for row in document["sides"]] == [True, False, False]
+    assert [row["expected_identical"] for row in document["identity"]] == [False, False]
+
+
+def test_lossy_modes_that_cannot_be(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["generate", "a jig", "--preset", tiny, "-d", "0.2"]
+    refused(capsys, [*start, "--lossy", "typical:2"], "typical:2", "between 0 and 1")
+    refused(capsys, [*start, "--lossy", "near:0.5"], "near:0.5", "groups:0.9")
+    refused(capsys, [*start, "--lossy", "groups:0.9", "--rule", "keep"], "--rule")
