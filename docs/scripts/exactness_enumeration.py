@@ -72,8 +72,15 @@ def textbook_bias(models: int, spreads: list[float]) -> None:
                 row(label, spread, *spread_of(made))
     for spread in spreads:
         delay, flatten = spec("delay", 3), spec("flatten", 3)
-        made = [grid_bias(delay, flatten, frames=2, seed=i, spread=spread) for i in range(models)]
-        row("delay (0, 1, 2) to flatten, K 3, T 2, V 2", spread, *spread_of(made))
+        for redraft in (True, False):
+            made = [
+                grid_bias(delay, flatten, frames=2, seed=i, spread=spread, redraft=redraft)
+                for i in range(models)
+            ]
+            label = (
+                "delay (0, 1, 2) to flatten, K 3, T 2, V 2" if redraft else "the same, one draft"
+            )
+            row(label, spread, *spread_of(made))
 
 
 def real_loop(models: int, full: bool) -> bool:

@@ -88,12 +88,14 @@ class Conditionals:
         return self._known[key]
 
 
-def grid_law(drafter: Conditionals, verifier: Conditionals) -> dict[tuple[int, ...], float]:
+def grid_law(
+    drafter: Conditionals, verifier: Conditionals, *, redraft: bool = True
+) -> dict[tuple[int, ...], float]:
     """The law of what the usual rule makes; a verifier that writes one token a step.
 
     A round drafts all that is open, in the drafter's order and with sight of what is final at
     earlier drafter steps; the first refusal is replaced from the residual and voids all other
-    guesses.
+    guesses. Without `redraft` the verifier goes on alone after the first refusal.
 
     Returns:
         Probabilities of grids, their tokens in the order `[K, T]`.
@@ -102,6 +104,21 @@ def grid_law(drafter: Conditionals, verifier: Conditionals) -> dict[tuple[int, .
     order = [c for coords in verifier.pattern.layout for c in coords]
     drafted = [c for coords in drafter.pattern.layout for c in coords]
     known: dict[tuple[int, ...], dict[tuple[int, ...], float]] = {}
+
+    alone: dict[tuple[int, ...], dict[tuple[int, ...], float]] = {}
+
+    def plainly(prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
+        """Law of the whole given its first tokens, by the verifier alone."""
+        if len(prefix) == len(order):
+            return {prefix: 1.0}
+        if prefix not in alone:
+            grid = dict(zip(order, prefix, strict=False))
+            alone[prefix] = {
+                whole: float(p) * rest
+                for token, p in enumerate(verifier.of(grid, order[len(prefix)]))
+                for whole, rest in plainly((*prefix, token)).items()
+            }
+        return alone[prefix]
 
     def from_prefix(prefix: tuple[int, ...]) -> dict[tuple[int, ...], float]:
         """Law of the whole, in the verifier's order, given its first tokens."""
@@ -130,7 +147,8 @@ def grid_law(drafter: Conditionals, verifier: Conditionals) -> dict[tuple[int, .
                 for other, share in enumerate(residual(p, q)):
                     refused = weight * (1 - stands) * share
                     if refused:
-                        add(refused, from_prefix((*whole[:place], other)))
+                        beginning = (*whole[:place], other)
+                        add(refused, from_prefix(beginning) if redraft else plainly(beginning))
                 weight *= stands
             add(weight, {whole: 1.0})
         known[prefix] = made
@@ -164,6 +182,7 @@ def grid_bias(
     seed: int,
     card: int = 2,
     spread: float = 1.0,
+    redraft: bool = True,
 ) -> float:
     """Total variation that the usual rule brings; models as in `enumerate_decodes`."""
 
@@ -172,6 +191,6 @@ def grid_bias(
         return Conditionals(scorer, spec, frames)
 
     target = conditionals(0, verifier)
-    made, wanted = grid_law(conditionals(1, drafter), target), own_law(target)
+    made, wanted = grid_law(conditionals(1, drafter), target, redraft=redraft), own_law(target)
     assert abs(sum(made.values()) - 1) < 1e-12
     return float(sum(abs(made.get(grid, 0.0) - p) for grid, p in wanted.items()) / 2)
