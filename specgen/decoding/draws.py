@@ -61,7 +61,7 @@ class Draws:
             else None
         )
         self._slot = list(range(rows))
-        self._seeds = [0] * rows
+        self._seeds, self._origins = [0] * rows, [0] * rows
         self._margins: Tensor | None = None
         if record:
             self._margins = torch.full((rows, K, frames), torch.nan, dtype=torch.float64)
@@ -84,12 +84,13 @@ class Draws:
         self._drafted: list[dict[Coord, Tensor]] = [{} for _ in range(rows)]
         self._attempts: list[dict[Coord, int]] = [{} for _ in range(rows)]
 
-    def admit(self, row: int, seed: int) -> None:
-        """A grid of another seed takes the row; the lanes have it already."""
+    def admit(self, row: int, seed: int, origin: int = 0) -> None:
+        """Another grid takes the row; the lanes have it already. `origin` is the frame of its piece
+        that it starts at: noise belongs to the frames of the piece."""
         slot = self._slot[row]
-        self._seeds[slot] = seed
+        self._seeds[slot], self._origins[slot] = seed, origin
         for field in self._fields.values():
-            field.admit(slot, seed)
+            field.admit(slot, seed, origin)
         if self._margins is not None:
             self._margins[slot] = torch.nan
         lead, follow = self._lanes
@@ -99,7 +100,7 @@ class Draws:
         self._textbook[slot] = textbook_codebooks(
             self._rule, follow.patterns[row], lead.patterns[row]
         )
-        uniform = acceptance_uniforms(seed, frames, lead.codebooks)
+        uniform = acceptance_uniforms(seed, frames, lead.codebooks, origin)
         self._uniform[slot, :, :frames] = uniform.to(self._uniform.device)
         self._drafted[slot], self._attempts[slot] = {}, {}
 
@@ -154,7 +155,8 @@ class Draws:
             slot = self._slot[r]
             attempt = self._attempts[slot][c] = self._attempts[slot].get(c, -1) + 1
             stream = c.k + codebooks * attempt
-            noise = gumbels(self._seeds[slot], Purpose.DRAFT, stream, c.t, 1, card)
+            frame = self._origins[slot] + c.t
+            noise = gumbels(self._seeds[slot], Purpose.DRAFT, stream, frame, 1, card)
             rows.append(torch.from_numpy(noise[0]))
         return torch.stack(rows).to(self._uniform.device)
 

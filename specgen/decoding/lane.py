@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -70,6 +71,7 @@ class Lane:
         self._given = [0] * rows  # frames given at the start
         self._final = [0] * rows  # steps up to here hold final tokens only
         self._finished: list[list[int]] = [[] for _ in range(rows)]  # tokens settled by each step
+        self._whole: list[list[int]] = [[] for _ in range(rows)]  # step that completes each frame
 
     def admit(self, row: int, frames: int, prompt: Tensor | None) -> None:
         """Begin a grid of `frames` frames that starts with `prompt` `[K, T0]`."""
@@ -77,6 +79,8 @@ class Lane:
         self.patterns[row], self.last[row] = pattern, pattern.steps - 1
         self.known[row] = self.fed[row] = self._final[row] = 0
         self._finished[row] = list(accumulate(len(step) for step in pattern.layout))
+        columns = zip(*pattern.step_of, strict=True)
+        self._whole[row] = list(accumulate(map(max, columns), max))
         self._given[row] = 0 if prompt is None else prompt.shape[-1]
         self._sequence[row] = self.card
         if prompt is not None:
@@ -101,10 +105,14 @@ class Lane:
     @property
     def _state(self) -> tuple[list[Any], ...]:
         state = (self.patterns, self.known, self.fed, self.last)
-        return (*state, self._given, self._final, self._finished)
+        return (*state, self._given, self._final, self._finished, self._whole)
 
     def step_of(self, row: int, coord: Coord) -> int:
         return self.patterns[row].step_of[coord.k][coord.t]
+
+    def given_frames(self, row: int) -> int:
+        """Frames that were there from the start."""
+        return self._given[row]
 
     def given(self, row: int, coord: Coord) -> bool:
         """Whether the token was there from the start."""
@@ -202,7 +210,11 @@ class Lane:
         """Settled tokens, in frames."""
         return self._finished[row][self.known[row]] // self.codebooks
 
+    def whole_frames(self, row: int) -> int:
+        """Frames from the start on whose every token is settled."""
+        return bisect_right(self._whole[row], self.known[row])
+
     def codes(self, row: int) -> Tensor:
-        """The grid, `[K, T]`."""
+        """The grid, `[K, T]`; where it is not settled yet, what stands there for now."""
         pattern = self.patterns[row]
         return pattern.revert(self._sequence[row : row + 1, :, : pattern.steps])[0]

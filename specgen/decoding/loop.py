@@ -4,8 +4,9 @@ round (`specgen.decoding.rounds`), and leave it when every token is final.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -31,11 +32,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Progress:
-    """Frames whose every token is final, of all rows, and the counts so far."""
+    """Where a decode stands after a round.
+
+    Attributes:
+        frames_done, frames_total: settled tokens in frames, and those of all pieces.
+        stats: the counts so far.
+        running: index of each piece that is being decoded -> a function that returns the codes
+            `[K, T']` of its frames whose every token is final.
+    """
 
     frames_done: int
     frames_total: int
     stats: DecodeStats
+    running: Mapping[int, Callable[[], Tensor]]
 
 
 @dataclass
@@ -109,6 +118,8 @@ def decode_pieces(
     sampling: Sampling,
     drafting: Drafting | None = None,
     on_admit: Callable[[int, int], None] | None = None,
+    then: Callable[[Finished], Piece | None] | None = None,
+    total_frames: int | None = None,
     on_round: Callable[[Progress], None] | None = None,
     margins: bool = False,
 ) -> Iterator[Finished]:
@@ -123,6 +134,9 @@ def decode_pieces(
         drafting: rule, length and temperatures of the draft.
         on_admit: called with (row, index of the piece) before a piece takes a row, so that the
             models can take up its condition. Without it, piece i is made on row i's condition.
+        then: what follows a piece that is done, in its row and under its index (the next window of
+            a long piece, no longer than the longest of `pieces`); None: nothing.
+        total_frames: for `Progress`, where `then` makes more than `pieces` tell.
         on_round: called after every round.
         margins: record the margins of every coupled or greedy token.
 
@@ -132,44 +146,48 @@ def decode_pieces(
     Raises:
         ValueError: arguments that do not fit each other.
     """
-    _check(pieces, rows)
-    batch = Batch(verifier, drafter, pieces, rows, sampling, drafting or Drafting(), margins)
-    total, done = sum(piece.frames for piece in pieces), 0
+    if not pieces or rows < 1:
+        raise ValueError("a batch needs at least one row")
+    rows = min(rows, len(pieces))
+    longest = max(piece.frames for piece in pieces)
+    batch = Batch(verifier, drafter, rows, longest, sampling, drafting or Drafting(), margins)
+    total, done = total_frames or sum(piece.frames for piece in pieces), 0
     counts = DecodeStats(batch.lead.codebooks)
     waiting = iter(range(len(pieces)))
 
-    def admit(row: int, index: int) -> None:
+    def admit(row: int, index: int, piece: Piece) -> None:
         if on_admit is not None:
             on_admit(row, index)
-        batch.admit(row, index)
+        batch.admit(row, index, piece)
 
     for row, index in zip(range(rows), waiting, strict=False):
-        admit(row, index)
+        admit(row, index, pieces[index])
     while batch.index:
         batch.round()
         if on_round is not None:
-            running = sum(batch.lead.frames_done(r) for r in range(len(batch.index)))
-            on_round(Progress(done + running, total, DecodeStats.total([counts, *batch.stats])))
+            on_round(_progress(batch, done, total, counts))
         row = 0
         while row < len(batch.index):
             if not batch.finished(row):
                 row += 1
                 continue
+            done += batch.new_frames(row)
             made = batch.take(row)
-            done += pieces[made.index].frames
             counts = DecodeStats.total([counts, made.stats])
             yield made
-            index = next(waiting, -1)
+            after = None if then is None else then(made)
+            index = made.index if after is not None else next(waiting, -1)
             if index >= 0:
-                admit(row, index)
+                admit(row, index, after or pieces[index])
             else:
                 batch.close(row)
 
 
-def _check(pieces: Sequence[Piece], rows: int) -> None:
-    if not pieces or rows < 1:
-        raise ValueError("a batch needs at least one row")
-    for piece in pieces:
-        given = 0 if piece.prompt is None else piece.prompt.shape[-1]
-        if given >= piece.frames:
-            raise ValueError(f"the prompt has {given} of {piece.frames} frames already")
+def _progress(batch: Batch, done: int, total: int, counts: DecodeStats) -> Progress:
+    rows = range(len(batch.index))
+    return Progress(
+        done + sum(batch.new_frames(row) for row in rows),
+        total,
+        DecodeStats.total([counts, *batch.stats]),
+        {batch.index[row]: partial(batch.settled, row) for row in rows},
+    )

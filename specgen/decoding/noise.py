@@ -84,7 +84,7 @@ class NoiseField:
         purpose: Purpose,
         device: torch.device,
     ) -> None:
-        self._seeds = [0] * slots
+        self._seeds, self._origins = [0] * slots, [0] * slots
         self.card = card
         self._codebooks, self._purpose = codebooks, purpose
         self._blocks = -(-frames // _FRAMES)
@@ -92,15 +92,16 @@ class NoiseField:
         self._field = torch.empty(shape, device=device)
         self._made: set[int] = set()
 
-    def admit(self, slot: int, seed: int) -> None:
-        """A grid of another seed takes the slot."""
-        self._seeds[slot] = seed
+    def admit(self, slot: int, seed: int, origin: int = 0) -> None:
+        """Another grid takes the slot: its seed, and the frame of its piece that it starts at."""
+        self._seeds[slot], self._origins[slot] = seed, origin
         self._made.difference_update(range(slot * self._blocks, (slot + 1) * self._blocks))
 
     def _make(self, block: int) -> None:
         slot, place = divmod(block, self._blocks)
+        seed, start = self._seeds[slot], self._origins[slot] + place * _FRAMES
         parts = [
-            gumbels(self._seeds[slot], self._purpose, k, place * _FRAMES, _FRAMES, self.card)
+            gumbels(seed, self._purpose, k, start, _FRAMES, self.card)
             for k in range(self._codebooks)
         ]
         whole = torch.from_numpy(np.stack(parts, axis=1)).flatten(0, 1)  # [frames * K, card]
@@ -122,7 +123,7 @@ class NoiseField:
         return flat[torch.tensor(index, device=flat.device)]
 
 
-def acceptance_uniforms(seed: int, frames: int, codebooks: int) -> Tensor:
-    """The textbook rule's uniform number of every coordinate: `[K, T]` float64."""
-    parts = [uniforms(seed, Purpose.ACCEPT, k, 0, frames, 1)[:, 0] for k in range(codebooks)]
+def acceptance_uniforms(seed: int, frames: int, codebooks: int, origin: int = 0) -> Tensor:
+    """The textbook rule's uniform number of every coordinate from `origin` on: `[K, T]` float64."""
+    parts = [uniforms(seed, Purpose.ACCEPT, k, origin, frames, 1)[:, 0] for k in range(codebooks)]
     return torch.from_numpy(np.array(parts))

@@ -11,7 +11,6 @@ draft; token values stay on the device. So a draft needs no synchronisation, and
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +45,19 @@ class Drafting:
 
 @dataclass(frozen=True)
 class Piece:
-    """A grid to decode: T frames, a seed, and the tokens it starts with (`[K, T0]`, T0 < T)."""
+    """A grid to decode.
+
+    Attributes:
+        frames: T.
+        seed: of its noise.
+        prompt: the tokens it starts with, `[K, T0]` with T0 < T.
+        origin: where it begins in a longer piece, whose frames the noise belongs to.
+    """
 
     frames: int
     seed: int
     prompt: Tensor | None = None
+    origin: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,21 +85,20 @@ class Batch:
         self,
         verifier: Role,
         drafter: Role | None,
-        pieces: Sequence[Piece],
         rows: int,
+        longest: int,
         sampling: Sampling,
         drafting: Drafting,
         margins: bool,
     ) -> None:
-        rows = min(rows, len(pieces))
-        self._pieces, self._drafting = pieces, drafting
+        self._drafting, self._longest = drafting, longest
         self.lead = Lane(verifier, rows)
         self.follow = None if drafter is None else Lane(drafter, rows)
         self._draws = Draws(
             self.lead,
             self.follow,
             rows,
-            max(piece.frames for piece in pieces),
+            longest,
             sampling,
             drafting.rule,
             drafting.temperatures,
@@ -101,23 +107,32 @@ class Batch:
         self._draws.lenient = drafting.lenient
         self._costs = Costs()
         self.index: list[int] = []
+        self.origin: list[int] = []
         self.stats: list[DecodeStats] = []
         self._lengths: list[FixedLength | AutoLength] = []
 
-    def admit(self, row: int, index: int) -> None:
-        """Let a piece take a row (the next, or one whose piece was taken)."""
-        piece = self._pieces[index]
+    def admit(self, row: int, index: int, piece: Piece) -> None:
+        """Let piece `index` take a row (the next, or one whose piece was taken).
+
+        Raises:
+            ValueError: it is longer than the longest that was announced, or has nothing to decode.
+        """
+        given = 0 if piece.prompt is None else piece.prompt.shape[-1]
+        if given >= piece.frames:
+            raise ValueError(f"the prompt has {given} of {piece.frames} frames already")
+        if piece.frames > self._longest:
+            raise ValueError(f"a piece of {piece.frames} frames among pieces of {self._longest}")
         for lane in (self.lead, self.follow):
             if lane is not None:
                 lane.admit(row, piece.frames, piece.prompt)
-        self._draws.admit(row, piece.seed)
-        fresh = (index, DecodeStats(self.lead.codebooks), self._length(row))
+        self._draws.admit(row, piece.seed, piece.origin)
+        fresh = (index, piece.origin, DecodeStats(self.lead.codebooks), self._length(row))
         for values, value in zip(self._state, fresh, strict=True):
             values[row : row + 1] = [value]
 
     @property
     def _state(self) -> tuple[list[Any], ...]:
-        return self.index, self.stats, self._lengths
+        return self.index, self.origin, self.stats, self._lengths
 
     def _length(self, row: int) -> FixedLength | AutoLength:
         steps = self._drafting.steps
@@ -137,6 +152,15 @@ class Batch:
     def finished(self, row: int) -> bool:
         self.lead.skip_known(row, self.lead)
         return self.lead.known[row] >= self.lead.last[row]
+
+    def new_frames(self, row: int) -> int:
+        """Settled tokens of a row in frames, less those that the window before it has settled."""
+        overlap = self.lead.given_frames(row) if self.origin[row] else 0
+        return self.lead.frames_done(row) - overlap
+
+    def settled(self, row: int) -> Tensor:
+        """`[K, T']`: the frames from the start on whose every token is final."""
+        return self.lead.codes(row)[:, : self.lead.whole_frames(row)]
 
     def take(self, row: int) -> Finished:
         """What a row's piece has become."""
