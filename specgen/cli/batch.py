@@ -51,7 +51,7 @@ class Options:
     engine: str
     address: str | None
     actors: int | None
-    continue_from: str | None = None
+    continue_from: Path | None = None
 
 
 def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
@@ -93,7 +93,7 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
             options.threads,
             base.absolute(),
             options.duration,
-            None if options.continue_from is None else str(Path(options.continue_from).absolute()),
+            None if options.continue_from is None else str(options.continue_from.absolute()),
         ),
         prompts_format=options.prompts_format,
         seed=options.seed,

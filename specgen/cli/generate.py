@@ -170,6 +170,7 @@ def generate(
             engine=engine_name,
             address=address,
             actors=actors,
+            continue_from=continue_from,
         )
         raise typer.Exit(batches.run_job(options, as_json=as_json, verbose=verbose))
     if from_sidecar is not None:

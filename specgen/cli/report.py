@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
     from specgen.engine import Clip, Engine
     from specgen.jobs.manifest import Entry
-    from specgen.jobs.run import Outcome
+    from specgen.jobs.work import Outcome
 
 
 def summary(clip: Clip, path: Path) -> str:
@@ -178,7 +178,7 @@ class JobBar:
         self._failed = self._kept = self._rows = 0
         self._total = self._done = 0.0  # seconds of audio
         self._call = self._before = 0.0  # of the present call of the engine, and before it
-        self._began: float | None = None
+        self._began = 0.0
         self._redraw: Callable[[str, float], None] | None = None
         self._close: Callable[[], None] = lambda: None
         self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
@@ -190,7 +190,7 @@ class JobBar:
         self._close()
 
     def begin(self, rows: int, seconds: float) -> None:
-        self._rows, self._total = rows, seconds
+        self._rows, self._total, self._began = rows, seconds, time.perf_counter()
         if not sys.stderr.isatty():
             return
         from rich import progress as rich_progress
@@ -222,8 +222,6 @@ class JobBar:
         self._show()
 
     def round(self, progress: Progress, frame_rate: float) -> None:
-        if self._began is None:
-            self._began = time.perf_counter()
         call = progress.frames_done / frame_rate
         if call < self._call:  # the engine was called anew
             self._before = self._done
@@ -265,7 +263,7 @@ class JobBar:
 
     def _left(self, seconds: float) -> str:
         """The pace, and the time that the rest takes at it."""
-        if self._began is None or seconds <= 0:
+        if seconds <= 0:
             return ""
         pace = seconds / max(time.perf_counter() - self._began, 1e-9)
         left = max(0.0, self._total - seconds) / pace

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,11 +18,10 @@ from specgen.jobs.options import Recipe
 from specgen.jobs.prompt_files import read_prompts
 from specgen.jobs.rows import BadRow, Row, name_key, rows_of, unsafe_name
 from specgen.jobs.shards import Shard
-from specgen.jobs.work import Place, Task, Worker, one_line
+from specgen.jobs.work import Outcome, Place, Task, Worker
 
 if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
-    from specgen.engine import Clip
 
 IDENTITY_SCHEMA = 1
 
@@ -72,17 +70,6 @@ class Job:
             "format": self.place.kind,
             "shard": f"{self.shard.index}/{self.shard.count}",
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a row: `kept` was made before; `seconds` of audio."""
-
-    entry: Entry
-    prompt: str
-    seconds: float = 0.0
-    kept: bool = False
-    clip: Clip | None = None
 
 
 class Watcher(Protocol):
@@ -267,23 +254,6 @@ def local(
     """
     worker = Worker(job.place)
     for recipe, tasks in groups:
-        prompts = {task.row.id: task.row.prompt for task in tasks}
-        try:
-            engine = worker.engine(recipe)
-        except (UserError, RuntimeError, MemoryError, OSError) as error:
-            if recipe == job.recipe and isinstance(error, UserError):
-                raise
-            for task in tasks:
-                entry = Entry(task.row.id, "failed", error=one_line(error))
-                yield Outcome(entry, task.row.prompt)
-            continue
-        rate = engine.codec.frame_rate
-        plan = worker.plan(engine, tasks, recorded)
-        for entry in plan.failed:
-            yield Outcome(entry, prompts[entry.id])
-        for entry, length in plan.kept:
-            yield Outcome(entry, prompts[entry.id], length / rate, kept=True)
-        frames = {todo.request.id: todo.frames for todo in plan.todo}
-        on_round = partial(watcher.round, frame_rate=rate)
-        for entry, clip in worker.make(engine, plan.todo, on_round):
-            yield Outcome(entry, prompts[entry.id], frames[entry.id] / rate, clip=clip)
+        if recipe == job.recipe:
+            worker.engine(recipe)
+        yield from worker.settle(recipe, tasks, recorded, watcher.round)

@@ -78,6 +78,17 @@ class Plan:
     todo: list[Todo]
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a row: `kept` was made before; `seconds` of audio."""
+
+    entry: Entry
+    prompt: str
+    seconds: float = 0.0
+    kept: bool = False
+    clip: Clip | None = None
+
+
 class Worker:
     """Loads engines as recipes ask for them, one at a time, and makes rows."""
 
@@ -110,6 +121,45 @@ class Worker:
         )
         self._loaded = models
         return self._engine
+
+    def settle(
+        self,
+        recipe: Recipe,
+        tasks: Sequence[Task],
+        recorded: Mapping[str, Entry],
+        on_round: Callable[[Progress, float], None] | None = None,
+    ) -> Iterator[Outcome]:
+        """What becomes of rows of one recipe: those that were made before are kept, the others are
+        made. When the models cannot be loaded, every row fails for that reason.
+
+        Args:
+            recipe: of all these rows.
+            tasks: the rows.
+            recorded: what a manifest says of rows, by id.
+            on_round: called after every round with the frames so far, and frames a second.
+        """
+        prompts = {task.row.id: task.row.prompt for task in tasks}
+        try:
+            engine = self.engine(recipe)
+        except (UserError, RuntimeError, MemoryError, OSError) as error:
+            for task in tasks:
+                entry = Entry(task.row.id, "failed", error=one_line(error))
+                yield Outcome(entry, task.row.prompt)
+            return
+        rate = engine.codec.frame_rate
+        plan = self.plan(engine, tasks, recorded)
+        for entry in plan.failed:
+            yield Outcome(entry, prompts[entry.id])
+        for entry, length in plan.kept:
+            yield Outcome(entry, prompts[entry.id], length / rate, kept=True)
+        frames = {todo.request.id: todo.frames for todo in plan.todo}
+
+        def heard(progress: Progress) -> None:
+            if on_round is not None:
+                on_round(progress, rate)
+
+        for entry, clip in self.make(engine, plan.todo, heard):
+            yield Outcome(entry, prompts[entry.id], frames[entry.id] / rate, clip=clip)
 
     def plan(self, engine: Engine, tasks: Sequence[Task], recorded: Mapping[str, Entry]) -> Plan:
         """Sort rows into made, impossible and to do; the longest to do come first."""
