@@ -19,6 +19,7 @@ from yaml import YAMLError  # type: ignore[import-untyped,unused-ignore]
 from specgen.codec.quantize import ResidualQuantizer
 from specgen.codec.seanet import SeanetDecoder, SeanetEncoder
 from specgen.codec.spectral import SpectralDecoder, SpectralEncoder
+from specgen.codec.stream import WindowedStream
 from specgen.errors import UserError
 
 CONFIG_NAME = "config.yaml"
@@ -90,6 +91,20 @@ class EmbeddedCodec(nn.Module):
             raise ValueError(f"expected codes [B, {self.codebooks}, T], not {tuple(codes.shape)}")
         wav: Tensor = self.decoder(self.quantizer.decode(codes))
         return wav[:, None]
+
+
+    @property
+    def margin(self) -> int:
+        """Frames to either side that reach a sample of the decoded audio."""
+        config = self.config
+        if config.kind != "spectral":
+            raise ValueError("the reach of a SEANet codec is not known: decode it whole")
+        blocks = config.decoder_blocks * (config.decoder_kernel // 2)
+        return blocks + -(-config.window // config.frame_size)
+
+    def stream(self) -> WindowedStream:
+        """Decode a piece while it grows."""
+        return WindowedStream(self.decode, self.frame_size, self.margin)
 
 
 def _networks(config: CodecConfig) -> tuple[nn.Module, nn.Module]:
