@@ -64,7 +64,9 @@ def frechet_infinity(a: NDArray[Any], b: NDArray[Any], seed: int = 0, points: in
     return float(np.polyfit(1 / sizes, found, 1)[1])
 
 
-def kernel_distance(a: NDArray[Any], b: NDArray[Any], *, paired: bool = False) -> float:
+def kernel_distance(
+    a: NDArray[Any], b: NDArray[Any], *, paired: bool = False, width: float | None = None
+) -> float:
     """Kernel audio distance: 100 times the unbiased squared MMD (Chung et al. 2025; Gretton 2012).
 
     A Gaussian kernel whose width is the median distance between rows of the reference `a`. Its
@@ -74,13 +76,15 @@ def kernel_distance(a: NDArray[Any], b: NDArray[Any], *, paired: bool = False) -
         a, b: `[N, D]` and `[M, D]`.
         paired: row i of both may depend on each other (one seed): their own pairs are left out, as
             the estimate supposes independent rows. Equal sets are then at 0.
+        width: of the kernel; None takes it from `a`. A permutation test needs one that does not
+            change with the labels (`median_distance` of all rows).
 
     Raises:
         ValueError: fewer than two rows, or unequal widths.
     """
     a, b = _pair(a, b)
     within = _squared_distances(a, a)
-    width = median_distance(within)
+    width = _median(within) if width is None else width
     gamma = 1 / (2 * width**2 + 1e-8)
 
     def off_diagonal(squares: Array) -> float:
@@ -96,8 +100,13 @@ def kernel_distance(a: NDArray[Any], b: NDArray[Any], *, paired: bool = False) -
     return KAD_SCALE * (own - 2 * cross)
 
 
-def median_distance(squares: Array) -> float:
-    """The (lower) median of the distances above the diagonal of `[N, N]` squared distances."""
+def median_distance(rows: NDArray[Any]) -> float:
+    """The (lower) median of the distances between rows, `[N, D]`."""
+    rows = np.asarray(rows, np.float64)
+    return _median(_squared_distances(rows, rows))
+
+
+def _median(squares: Array) -> float:
     values = np.sqrt(squares[np.triu_indices(len(squares), 1)])
     return float(np.sort(values)[(len(values) - 1) // 2])
 

@@ -11,7 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specgen.evaluation import signals
-from specgen.evaluation.distances import frechet_distance, frechet_infinity, kernel_distance
+from specgen.evaluation.distances import (
+    frechet_distance,
+    frechet_infinity,
+    kernel_distance,
+    median_distance,
+)
 from specgen.evaluation.embedders import Embedder, MusicnnEmbedder, resample
 from specgen.evaluation.intervals import Figure, bootstrap, mean, permutation_p
 from specgen.evaluation.tagging import divergences, text_agreement, wanted
@@ -120,12 +125,19 @@ def distance(reference: Heard, side: Heard, *, paired: bool) -> dict[str, Any] |
     }
     if paired:
         found["tag_kl"] = mean(divergences(reference.tags, side.tags)).as_dict()
-        found["p"] = {
-            "frechet": permutation_p(frechet_distance, reference.embeddings, side.embeddings, 200),
-            "kernel": permutation_p(kernel, reference.embeddings, side.embeddings, 200),
-            "tag_shift": permutation_p(tag_shift, reference.tags, side.tags, 500),
-        }
+        found["p"] = _tests(reference, side)
     return found
+
+
+def _tests(a: Heard, b: Heard) -> dict[str, float]:
+    """Permutation tests of whether two paired sides differ."""
+    width = median_distance(np.concatenate([a.embeddings, b.embeddings]))
+    kernel = partial(kernel_distance, paired=True, width=width)
+    return {
+        "frechet": permutation_p(frechet_distance, a.embeddings, b.embeddings, 200),
+        "kernel": permutation_p(kernel, a.embeddings, b.embeddings, 500),
+        "tag_shift": permutation_p(tag_shift, a.tags, b.tags, 500),
+    }
 
 
 def kl_floor(side: Heard) -> Figure | None:
