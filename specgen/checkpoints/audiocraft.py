@@ -237,29 +237,44 @@ def _conditioner(said: Described, state: Mapping[str, Tensor], folder: Path) -> 
         if given:
             raise UserError(f"{folder / LM_NAME}: {min(given)} belongs to no conditioner")
         return NoText()
+    from specgen.lm.chroma import ChromaConditioner, PrefixConditioner
     from specgen.lm.t5 import T5Conditioner
 
-    key = f"{said.text.key}.output_proj."
-    unknown = sorted(given - {key + "weight", key + "bias"})
-    if unknown or key + "weight" not in given:
-        wrong = f"{unknown[0]} is unknown" if unknown else f"{key}weight is missing"
-        raise UserError(f"{folder / LM_NAME} does not fit its configuration ({prefix}{wrong})")
-    weight, bias = state[prefix + key + "weight"], state.get(prefix + key + "bias")
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and not is_finite(value):
-            raise UserError(f"{folder / LM_NAME}: {key}{name} holds numbers that are not finite")
+    path, keys = folder / LM_NAME, [said.text.key]
+    keys += [said.melody.key] if said.melody is not None else []
+    known = {f"{key}.output_proj.{kind}" for key in keys for kind in ("weight", "bias")}
+    unknown = sorted(given - known - {f"{key}.chroma.spec.window" for key in keys[1:]})
+    missing = sorted({f"{key}.output_proj.weight" for key in keys} - given)
+    if unknown or missing:
+        wrong = f"{unknown[0]} is unknown" if unknown else f"{missing[0]} is missing"
+        raise UserError(f"{path} does not fit its configuration ({prefix}{wrong})")
+
+    def projection(key: str) -> tuple[Tensor, Tensor | None]:
+        names = [f"{key}.output_proj.weight", f"{key}.output_proj.bias"]
+        for name in names:
+            if name in given and not is_finite(state[prefix + name]):
+                raise UserError(f"{path}: {name} holds numbers that are not finite")
+        weight, bias = (state.get(prefix + name) for name in names)
+        assert weight is not None
+        return weight.float(), None if bias is None else bias.float()
+
     beside = folder / TEXT_FOLDER
     try:
-        return T5Conditioner(
+        text = T5Conditioner(
             said.text.t5,
             said.lm.dim,
-            weight.float(),
-            None if bias is None else bias.float(),
+            *projection(said.text.key),
             folder=beside if beside.is_dir() else None,
             revision=T5_REVISIONS.get(said.text.t5),
         )
+        if not said.prepended:
+            return text
+        melody = None
+        if said.melody is not None:
+            melody = ChromaConditioner(said.melody.chroma, *projection(said.melody.key))
+        return PrefixConditioner(text, melody)
     except ValueError as error:
-        raise UserError(f"{folder / LM_NAME}: {prefix}{key}weight: {error}") from None
+        raise UserError(f"{path}: {prefix}*.output_proj: {error}") from None
 
 
 def _read_codec(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:

@@ -17,6 +17,7 @@ import yaml
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
+    from specgen.lm.chroma import ChromaConfig
     from specgen.lm.config import LMConfig
     from specgen.patterns import PatternSpec
 
@@ -80,13 +81,22 @@ class TextCondition:
 
 
 @dataclass(frozen=True)
+class MelodyCondition:
+    """A chroma condition: its name among the conditioners, and how the chroma is made."""
+
+    key: str
+    chroma: ChromaConfig
+
+
+@dataclass(frozen=True)
 class Described:
     """What an `xp.cfg` says of a language model.
 
     Attributes:
-        lm: its dimensions and options; `condition_dim` is `dim`, or 0 without text.
+        lm: its dimensions and options; `condition_dim` is `dim`, or 0 without cross-attention.
         pattern: its codebook pattern.
-        text: its condition, None if it has none.
+        text, melody: its conditions, None if it has none.
+        prepended: whether they stand before the sequence (else: cross-attention).
         sample_rate: of its audio, in hertz.
         channels: 2 where its codec is wrapped in two interleaved streams.
         seconds: longest piece it was trained on.
@@ -102,6 +112,8 @@ class Described:
     seconds: float
     guidance: float
     codec: str
+    melody: MelodyCondition | None = None
+    prepended: bool = False
 
 
 def read_xp_cfg(text: str, where: Path) -> dict[str, Any]:
@@ -158,7 +170,7 @@ def describe(cfg: Mapping[str, Any], where: Path) -> Described:
     if kind != "transformer_lm":
         raise UserError(f"{where}: lm_model {kind!r} is not supported, only transformer_lm is")
     options = _section(cfg, "transformer_lm", where)
-    text = _text(cfg, where)
+    text, melody, prepended = _conditions(cfg, where)
     stereo = dict(cfg.get("interleave_stereo_codebooks") or {})
     if stereo.get("use") and stereo.get("per_timestep"):
         raise _unsupported(where, "interleave_stereo_codebooks.per_timestep", True)
@@ -167,7 +179,7 @@ def describe(cfg: Mapping[str, Any], where: Path) -> Described:
     if not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
         raise UserError(f"{where}: dataset.segment_duration must be seconds, got {seconds!r}")
     return Described(
-        lm=_lm(options, text is not None, where),
+        lm=_lm(options, text is not None and not prepended, where),
         pattern=_pattern(cfg, options, where),
         text=text,
         sample_rate=int(_value(cfg, "sample_rate", "", where)),
@@ -175,6 +187,8 @@ def describe(cfg: Mapping[str, Any], where: Path) -> Described:
         seconds=float(seconds),
         guidance=float(_value(guidance, "inference_coef", "classifier_free_guidance.", where)),
         codec=str(cfg.get("compression_model_checkpoint") or ""),
+        melody=melody,
+        prepended=prepended,
     )
 
 
@@ -261,32 +275,62 @@ def _pattern(cfg: Mapping[str, Any], options: Mapping[str, Any], where: Path) ->
         raise UserError(f"{where}: codebooks_pattern.{name}: {error}: not supported") from None
 
 
-def _text(cfg: Mapping[str, Any], where: Path) -> TextCondition | None:
+def _conditions(
+    cfg: Mapping[str, Any], where: Path
+) -> tuple[TextCondition | None, MelodyCondition | None, bool]:
+    """Text, melody, and whether they are prepended."""
     fuser = dict(cfg.get("fuser") or {})
     for name in fuser:
         if name not in _FUSER and name not in _FUSES:
             raise UserError(f"{where}: option fuser.{name} is unknown to this version")
-    for name in _FUSES[:3]:
+    for name in ("sum", "input_interpolate"):
         if fuser.get(name):
             raise _unsupported(where, f"fuser.{name}", fuser[name])
     if fuser.get("cross_attention_pos_emb"):
         raise _unsupported(where, "fuser.cross_attention_pos_emb", True)
-    crossed = list(fuser.get("cross") or [])
+    crossed, prepended = list(fuser.get("cross") or []), list(fuser.get("prepend") or [])
     conditioners = dict(cfg.get("conditioners") or {})
     conditioners.pop("args", None)
-    if sorted(crossed) != sorted(conditioners):
+    if sorted(crossed + prepended) != sorted(conditioners):
         raise UserError(
-            f"{where}: fuser.cross {crossed} and conditioners {sorted(conditioners)} differ: not "
-            "supported"
+            f"{where}: fuser.cross {crossed}, fuser.prepend {prepended} and conditioners "
+            f"{sorted(conditioners)} differ: not supported"
         )
-    if not crossed:
-        return None
-    if len(crossed) > 1:
-        raise _unsupported(where, "fuser.cross", crossed)
-    key = str(crossed[0])
-    part = dict(conditioners[key] or {})
-    if part.get("model") != "t5":
-        raise _unsupported(where, f"conditioners.{key}.model", part.get("model"))
+    parts = {str(key): dict(part or {}) for key, part in conditioners.items()}
+    kinds = {part.get("model"): key for key, part in parts.items()}
+    for key, part in parts.items():
+        if part.get("model") not in ("t5", "chroma_stem"):
+            raise _unsupported(where, f"conditioners.{key}.model", part.get("model"))
+    if not parts:
+        return None, None, False
+    # A melody is prepended, and the text with it; audiocraft puts the melody first in any case.
+    melodies = "chroma_stem" in kinds
+    both = bool(crossed and prepended)
+    if both or len(kinds) < len(parts) or "t5" not in kinds or (melodies and crossed):
+        raise _unsupported(where, "fuser", fuser)
+    text = _text(kinds["t5"], parts[kinds["t5"]], where)
+    if not melodies:
+        return text, None, bool(prepended)
+    key = kinds["chroma_stem"]
+    return text, _melody(key, parts[key], cfg, where), True
+
+
+def _melody(
+    key: str, part: Mapping[str, Any], cfg: Mapping[str, Any], where: Path
+) -> MelodyCondition:
+    from specgen.lm.chroma import ChromaConfig
+
+    seconds: Any = _section(cfg, "dataset", where).get("segment_duration")
+    try:
+        options = dict(part.get("chroma_stem") or {})
+        return MelodyCondition(key, ChromaConfig.from_audiocraft(options, float(seconds)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: conditioners.{key}: {error}: not supported") from None
+
+
+def _text(key: str, part: Mapping[str, Any], where: Path) -> TextCondition:
     t5 = dict(part.get("t5") or {})
     for option in t5:
         if option not in _T5_IGNORED | {"name", "finetune", "normalize_text"}:

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from specgen.patterns import PatternSpec
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+FEATURES_NAME = "preprocessor_config.json"
 INDEX_NAME, GENERATION_NAME = "model.safetensors.index.json", "generation_config.json"
 _DECODER = "decoder.model.decoder."
+_PARTS = ("decoder.", "text_encoder.", "audio_encoder.", "enc_to_dec_proj.")
 _LAYER = {
     "norm1": "self_attn_layer_norm",
     "norm_cross": "encoder_attn_layer_norm",
@@ -75,17 +77,13 @@ def load_lm(
     """
     where = folder / CONFIG_NAME
     config = read_config(folder)
-    if config.get("model_type") == "musicgen_melody":
-        raise UserError(
-            f"{where}: model_type musicgen_melody prepends its conditions to the sequence, which "
-            "is not supported: use a model without melody"
-        )
-    if config.get("model_type") != "musicgen":
+    if config.get("model_type") not in ("musicgen", "musicgen_melody"):
         raise UserError(
             f"{where}: model_type {config.get('model_type')!r} is no MusicGen: name another folder"
         )
+    melodic = config["model_type"] == "musicgen_melody"
     decoder = {**_DECODER_DEFAULTS, **_part(config, "decoder", where)}
-    lm, pattern = describe(decoder, where)
+    lm, pattern = describe(decoder, where, crossed=not melodic)
     generation = (
         _read_json(folder / GENERATION_NAME) if (folder / GENERATION_NAME).is_file() else {}
     )
@@ -94,12 +92,14 @@ def load_lm(
     extra = sorted(
         n
         for n in everything
-        if not n.startswith(("decoder.", "text_encoder.", "audio_encoder.", "enc_to_dec_proj."))
+        if not n.startswith(_PARTS + (("audio_enc_to_dec_proj.",) if melodic else ()))
     )
     if extra:
         raise UserError(f"weights {files[0]} do not fit {CONFIG_NAME} ({extra[0]} is unknown)")
-    conditioner = _conditioner(_part(config, "text_encoder", where), files, folder, lm.dim)
-    conditioner.to(device=device, dtype=dtype)  # type: ignore[attr-defined]
+    conditioner: Any = _conditioner(_part(config, "text_encoder", where), files, folder, lm.dim)
+    if melodic:
+        conditioner = _prefix(conditioner, config, files, where)
+    conditioner.to(device=device, dtype=dtype)
     frames = generation.get("max_length") or decoder["max_position_embeddings"] - lm.codebooks
     return LMCheckpoint(
         name=folder.resolve().name,
@@ -121,8 +121,13 @@ class _Decoder(SafeTensors):
         self._files.pop("model.decoder.embed_positions.weights", None)
 
 
-def describe(decoder: Mapping[str, Any], where: Path) -> tuple[LMConfig, PatternSpec]:
+def describe(
+    decoder: Mapping[str, Any], where: Path, *, crossed: bool = True
+) -> tuple[LMConfig, PatternSpec]:
     """Dimensions and pattern of the `decoder` part of a configuration.
+
+    Args:
+        crossed: whether it has cross-attention (all but the melody models).
 
     Raises:
         UserError: an option that is not supported.
@@ -144,7 +149,7 @@ def describe(decoder: Mapping[str, Any], where: Path) -> tuple[LMConfig, Pattern
             heads=decoder["num_attention_heads"],
             layers=decoder["num_hidden_layers"],
             ff_dim=decoder["ffn_dim"],
-            condition_dim=decoder["hidden_size"],
+            condition_dim=decoder["hidden_size"] if crossed else 0,
             activation=decoder["activation_function"],
         )
         return lm, PatternSpec("delay", books, delays=tuple(k // channels for k in range(books)))
@@ -165,14 +170,17 @@ def plan(config: LMConfig) -> Plan:
     for i in range(config.layers):
         ours, theirs = f"transformer.blocks.{i}.", f"{inner}layers.{i}."
         for name, other in _LAYER.items():
+            if "cross" in name and not config.condition_dim:
+                continue
             for kind in ("weight", "bias") if "norm" in name else ("weight",):
                 made[f"{ours}{name}.{kind}"] = [Piece(f"{theirs}{other}.{kind}")]
         made[f"{ours}attention.qkv.weight"] = [
             Piece(f"{theirs}self_attn.{x}_proj.weight") for x in "qkv"
         ]
-        made[f"{ours}cross.kv.weight"] = [
-            Piece(f"{theirs}encoder_attn.{x}_proj.weight") for x in "kv"
-        ]
+        if config.condition_dim:
+            made[f"{ours}cross.kv.weight"] = [
+                Piece(f"{theirs}encoder_attn.{x}_proj.weight") for x in "kv"
+            ]
     return made
 
 
@@ -296,6 +304,38 @@ def _conditioner(
         None if bias is None else bias.float(),
         folder,
     )
+
+
+def _prefix(text: Any, config: Mapping[str, Any], files: list[Path], where: Path) -> Conditioner:
+    """The conditions of a melody model, which stand before the sequence."""
+    from specgen.lm.chroma import ChromaConditioner, ChromaConfig, PrefixConditioner
+
+    projection = SafeTensors(files, "audio_enc_to_dec_proj.")
+    weight, bias = projection.get("weight"), projection.get("bias")
+    pitches = config.get("num_chroma", 12)
+    if weight is None or list(weight.shape) != [text.dim, pitches]:
+        raise UserError(
+            f"{where}: audio_enc_to_dec_proj does not lead from {pitches} pitches to the decoder's "
+            f"{text.dim} numbers: use the files of one checkpoint"
+        )
+    for value in (weight, bias):
+        if value is not None and not is_finite(value):
+            raise UserError(f"{where.parent}: audio_enc_to_dec_proj holds numbers not finite")
+    # The windows are its feature extractor's, which transformers keeps in a file of its own.
+    beside = where.with_name(FEATURES_NAME)
+    said = _read_json(beside) if beside.is_file() else {}
+    try:
+        chroma = ChromaConfig(
+            sample_rate=_part(config, "audio_encoder", where).get("sampling_rate", 32000),
+            pitches=pitches,
+            window=said.get("n_fft", 16384),
+            hop=said.get("hop_length", 4096),
+            length=config.get("chroma_length", 235),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: the melody's options: {error}: not supported") from None
+    melody = ChromaConditioner(chroma, weight.float(), None if bias is None else bias.float())
+    return PrefixConditioner(text, melody)
 
 
 def _part(config: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:

@@ -83,6 +83,8 @@ class T5Reference:
         projected, bias: whether there is a projection, and whether it has a bias.
         revision: commit on the hub.
         beside: whether its files lie in `text_encoder/`.
+        prepended: whether conditions stand before the sequence (else: cross-attention).
+        melody: the fields of `ChromaConfig`, for a model that follows melodies.
     """
 
     kind: str
@@ -93,6 +95,8 @@ class T5Reference:
     bias: bool = True
     revision: str | None = None
     beside: bool = False
+    prepended: bool = False
+    melody: dict[str, Any] | None = None
 
 
 def embedded_folder(name: str) -> Path:
@@ -194,11 +198,19 @@ def _t5(options: T5Reference, lm: LMConfig, folder: Path) -> Any:
     from specgen.lm.t5 import T5Conditioner
 
     path = folder / WEIGHTS_NAME
-    _check_width(lm, options.dim, f"{folder / CONFIG_NAME}: conditioner")
+    where = f"{folder / CONFIG_NAME}: conditioner"
+    _check_width(lm, options.dim, where, prepended=options.prepended)
     given = dict(SafeTensors([path], "conditioner."))
     shapes = {"weight": (options.dim, options.t5_dim)} if options.projected else {}
     if options.bias and options.projected:
         shapes |= {"bias": (options.dim,)}  # type: ignore[dict-item]
+    chroma = None
+    if options.melody is not None and options.prepended:
+        from specgen.lm.chroma import ChromaConfig
+
+        chroma = from_plain(ChromaConfig, options.melody, f"{where}: melody")
+        shapes |= {"melody.weight": (options.dim, chroma.pitches)}
+        shapes |= {"melody.bias": (options.dim,)} if "melody.bias" in given else {}  # type: ignore[dict-item]
     if {name: tuple(value.shape) for name, value in given.items()} != shapes:
         raise UserError(
             f"weights {path} do not fit {CONFIG_NAME} beside them (conditioner): use the two files "
@@ -208,7 +220,7 @@ def _t5(options: T5Reference, lm: LMConfig, folder: Path) -> Any:
         if not is_finite(value):
             raise UserError(f"weights {path}: conditioner.{name} holds numbers that are not finite")
     weight, bias = given.get("weight"), given.get("bias")
-    return T5Conditioner(
+    text = T5Conditioner(
         options.name,
         options.dim,
         None if weight is None else weight.float(),
@@ -216,12 +228,24 @@ def _t5(options: T5Reference, lm: LMConfig, folder: Path) -> Any:
         folder=folder / TEXT_FOLDER if options.beside else None,
         revision=options.revision,
     )
+    if not options.prepended:
+        return text
+    from specgen.lm.chroma import ChromaConditioner, PrefixConditioner
+
+    tune = None
+    if chroma is not None:
+        bias = given.get("melody.bias")
+        tune = ChromaConditioner(
+            chroma, given["melody.weight"].float(), None if bias is None else bias.float()
+        )
+    return PrefixConditioner(text, tune)
 
 
-def _check_width(lm: LMConfig, dim: int, where: str) -> None:
-    if lm.condition_dim != dim:
+def _check_width(lm: LMConfig, dim: int, where: str, *, prepended: bool = False) -> None:
+    name = "dim" if prepended else "condition_dim"
+    if getattr(lm, name) != dim:
         raise UserError(
-            f"{where}: lm.condition_dim {lm.condition_dim} is not conditioner.dim {dim}: "
+            f"{where}: lm.{name} {getattr(lm, name)} is not conditioner.dim {dim}: "
             "use the file the weights were saved with"
         )
 
@@ -301,6 +325,11 @@ def _described(conditioner: Any, folder: Path) -> tuple[Mapping[str, Tensor], di
 
     if isinstance(conditioner, WordEncoder):
         return conditioner.state_dict(), to_plain(conditioner.config)
+    from specgen.lm.chroma import PrefixConditioner
+
+    tune, prepended = None, isinstance(conditioner, PrefixConditioner)
+    if prepended:
+        conditioner, tune = conditioner.text, conditioner.melody
     encoder, weight, bias = conditioner.encoder, conditioner.weight, conditioner.bias
     beside = encoder.folder is not None
     if beside:
@@ -314,6 +343,10 @@ def _described(conditioner: Any, folder: Path) -> tuple[Mapping[str, Tensor], di
         bias=bias is not None,
         revision=encoder.revision,
         beside=beside,
+        prepended=prepended,
+        melody=None if tune is None else to_plain(tune.config),
     )
     given = {"weight": weight, "bias": bias}
+    if tune is not None:
+        given |= {"melody.weight": tune.weight, "melody.bias": tune.bias}
     return {name: v for name, v in given.items() if v is not None}, to_plain(said)
