@@ -27,7 +27,8 @@ RULES = ("coupled", "mixed", "keep", "rejection")
 
 @dataclass
 class VerifierNode:
-    """`checkpoint` is `embedded:NAME` or a folder, relative to the preset's file."""
+    """`checkpoint` is `embedded:NAME`, `hub:OWNER/NAME@REVISION`, or a folder, relative to the
+    preset's file."""
 
     checkpoint: str = MISSING
     dtype: str = "float32"
@@ -66,10 +67,12 @@ class SpeculationNode:
 
 @dataclass
 class DurationNode:
-    """Seconds."""
+    """Seconds. `max` is made at once; longer pieces are made by windows that start `stride` apart
+    (left out: 0.6 of `max`)."""
 
     default: float = 8.0
     max: float = 12.0
+    stride: float | None = None
 
 
 @dataclass
@@ -112,14 +115,43 @@ class Preset:
         own = self.path.resolve().parent == presets_folder().resolve()
         return self.path.stem if own else str(self.path.resolve())
 
-    def folder(self, reference: str) -> Path:
-        """The folder a checkpoint reference means."""
-        if reference.startswith("embedded:"):
-            from specgen.checkpoints.native import embedded_folder
+    @property
+    def references(self) -> dict[str, str]:
+        """Every checkpoint it names, by its part: verifier, drafter, codec."""
+        parts = {"verifier": self.node.verifier, "drafter": self.drafter, "codec": self.node.codec}
+        return {role: part.checkpoint for role, part in parts.items() if part is not None}
 
-            return embedded_folder(reference.removeprefix("embedded:"))
-        path = Path(reference).expanduser()
-        return path if path.is_absolute() else self.path.parent / path
+    def locate(self, reference: str) -> Path | None:
+        """The folder a checkpoint reference means; None for one of the hub that is not in the
+        local cache. Asks no network."""
+        from specgen.checkpoints.registry import locate
+
+        return locate(reference, self.path.parent)
+
+    def folder(self, reference: str) -> Path:
+        """The folder a checkpoint reference means. Asks no network.
+
+        Raises:
+            UserError: one of the hub that is not in the local cache.
+        """
+        found = self.locate(reference)
+        if found is None:
+            name, _, revision = reference.removeprefix("hub:").partition("@")
+            pinned = f" --revision {revision}" if revision else ""
+            raise UserError(f"{reference} is not here yet: run 'hf download {name}{pinned}'")
+        return found
+
+    def fetch(self, reference: str) -> Path:
+        """The folder a checkpoint reference means, downloaded if need be.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+        from specgen.checkpoints.registry import locate
+
+        found = locate(reference, self.path.parent, fetch=True)
+        assert found is not None
+        return found
 
     def yaml(self) -> str:
         """The resolved preset as YAML."""
@@ -234,6 +266,8 @@ def _check(node: PresetNode, path: Path) -> None:
     check_sampling(node.sampling, f"preset {path}: sampling")
     if not 0 < node.duration.default <= node.duration.max < math.inf:
         raise bad("duration needs 0 < default <= max, in seconds")
+    if node.duration.stride is not None and not 0 < node.duration.stride <= node.duration.max:
+        raise bad("duration.stride must lie above 0 and up to duration.max")
 
 
 def parse_draft_frames(value: object, where: str) -> int | None:

@@ -13,7 +13,8 @@ from specgen.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from specgen.codec.base import Codec
+    from specgen.codec.embedded import EmbeddedCodec
+    from specgen.codec.encodec import EncodecCodec
 
 EMBEDDED = "embedded:"
 NATIVE, TRANSFORMERS, AUDIOCRAFT = "native", "transformers", "audiocraft"
@@ -98,7 +99,17 @@ def load_lm(
     return readers[identify(folder)](folder, device, dtype)
 
 
-def load_codec(folder: Path, wanted: CodecId | None = None) -> tuple[Codec, CodecId]:
+def has_codec(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds a codec, or names the one it was trained with."""
+    kind = identify(folder)
+    if kind == NATIVE:
+        return (folder / "codec").is_dir()
+    return kind == TRANSFORMERS or (folder / "compression_state_dict.bin").is_file()
+
+
+def load_codec(
+    folder: Path, wanted: CodecId | None = None
+) -> tuple[EmbeddedCodec | EncodecCodec, CodecId]:
     """The codec of a folder of any format, or in a checkpoint's folder, and which one it is.
 
     Args:
