@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from specgen.checkpoints.plain import from_plain, load_yaml, to_plain
 from specgen.codec.encodec_config import audiocraft_fields, transformers_fields
 from specgen.codec.encodec_names import fold_weight_norm, from_audiocraft_names
+from specgen.codec.encodec_stream import EncodecStream
 from specgen.errors import UserError
 
 KIND = "encodec"
@@ -117,8 +118,9 @@ class EncodecCodec(nn.Module):
         self.sample_rate = config.sample_rate
         self.frame_size = config.frame_size
         self.frame_rate = config.sample_rate / config.frame_size
-        self.channels = 2 if config.interleaved else config.network_channels
-        self.codebooks = config.codebooks * (2 if config.interleaved else 1)
+        self.streams = 2 if config.interleaved else 1
+        self.channels = self.streams * config.network_channels
+        self.codebooks = self.streams * config.codebooks
         self.card = config.card
         self.network = _network(config)
         _fill(self.network, state)
@@ -211,52 +213,29 @@ class EncodecCodec(nn.Module):
         Raises:
             ValueError: another number of codebooks.
         """
-        return torch.cat(list(self.decode_pieces(codes, piece)), dim=-1)
+        stream = self.stream()
+        parts = [stream.push(part) for part in torch.split(codes, piece, dim=-1)]
+        return torch.cat([*parts, stream.finish()], dim=-1)
 
-    @torch.inference_mode()
-    def decode_pieces(self, codes: Tensor, piece: int = PIECE) -> Iterator[Tensor]:
-        """What `decode` gives, `[B, C, n * frame_size]` at a time, n at most `piece`.
+    def stream(self) -> EncodecStream:
+        """A decoder for a piece that grows."""
+        return EncodecStream(self)
 
-        There is no seam: the LSTM's state is carried from piece to piece, and the convolutions
-        after it, which look both ways, see `margin` frames more on each side, all that they reach.
+    def split(self, codes: Tensor) -> Tensor:
+        """`[B, K, T]` to the network's own `[B * streams, K / streams, T]`.
 
         Raises:
             ValueError: another number of codebooks.
         """
         if codes.dim() != 3 or codes.shape[1] != self.codebooks:
             raise ValueError(f"expected codes [B, {self.codebooks}, T], not {tuple(codes.shape)}")
-        rows = codes
-        if self.config.interleaved:
-            pairs = codes.reshape(len(codes), -1, 2, codes.shape[-1])
-            rows = pairs.transpose(1, 2).flatten(0, 1)
-        total = codes.shape[-1]
-        first, recurrent, *tail = self.network.decoder.layers
-        reach = self.config.kernel - 1
-        state: tuple[Tensor, Tensor] | None = None
-        known = low = 0  # frames through the LSTM; the first of them that is still held
-        held: Tensor | None = None  # [rows, width, known - low]
-        for start in range(0, total, piece):
-            stop = min(start + piece, total)
-            need = min(stop + self.margin, total)
-            if need > known:
-                a, b = max(0, known - reach), min(need + reach, total)
-                x = first(self._latents(rows[..., a:b]))[..., known - a : need - a]
-                steps = x.permute(2, 0, 1)
-                out, state = recurrent.lstm(steps, state)
-                x = (out + steps).permute(1, 2, 0)
-                held = x if held is None else torch.cat([held, x], dim=-1)
-                known = need
-            assert held is not None
-            keep = max(0, start - self.margin)
-            held, low = held[..., keep - low :], keep
-            x = held[..., : need - low]
-            for layer in tail:
-                x = layer(x)
-            x = x[..., (start - low) * self.frame_size : (stop - low) * self.frame_size]
-            yield x.reshape(len(codes), self.channels, -1)
+        if self.streams == 1:
+            return codes
+        pairs = codes.reshape(len(codes), -1, 2, codes.shape[-1])
+        return pairs.transpose(1, 2).flatten(0, 1)
 
-    def _latents(self, codes: Tensor) -> Tensor:
-        """`codes [N, K, n]` to the sum of their entries `[N, dim, n]`."""
+    def latents(self, codes: Tensor) -> Tensor:
+        """The network's own codes `[N, k, n]` to the sum of their entries `[N, dim, n]`."""
         latents: Tensor = self.network.quantizer.decode(codes.transpose(0, 1))
         return latents
 
