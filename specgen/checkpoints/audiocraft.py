@@ -130,7 +130,8 @@ def codec_id(folder: Path, said: Described) -> CodecId:
         rate = sample_rate / hop
         tables = [state[_CODEBOOK.format(k)] for k in range(books) if _CODEBOOK.format(k) in state]
     K = said.lm.codebooks
-    if K % said.channels or K // said.channels > books or card != said.lm.card:
+    each = said.codec_books or books
+    if each > books or each * said.channels != K or card != said.lm.card:
         raise UserError(
             f"{folder}: the language model writes {K} codebooks of {said.lm.card} entries for "
             f"{said.channels} channels, {CODEC_NAME} has {books} of {card}: use the codec it was "
@@ -141,8 +142,8 @@ def codec_id(folder: Path, said: Described) -> CodecId:
             f"{folder}: the language model is for {said.sample_rate} Hz, {CODEC_NAME} for "
             f"{sample_rate} Hz: use the codec it was trained with"
         )
-    used = tables[: K // said.channels]
-    return CodecId(sample_rate, rate, K, card, codebooks_fingerprint(used), said.channels)
+    marks = codebooks_fingerprint(tables[:each])
+    return CodecId(sample_rate, rate, K, card, marks, said.channels)
 
 
 def read_export(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -102,6 +102,7 @@ class Described:
         seconds: longest piece it was trained on.
         guidance: CFG coefficient.
         codec: how the trainer named the codec.
+        codec_books: codebooks it uses of it, a channel; None: all.
     """
 
     lm: LMConfig
@@ -112,6 +113,7 @@ class Described:
     seconds: float
     guidance: float
     codec: str
+    codec_books: int | None = None
     melody: MelodyCondition | None = None
     prepended: bool = False
 
@@ -187,6 +189,7 @@ def describe(cfg: Mapping[str, Any], where: Path) -> Described:
         seconds=float(seconds),
         guidance=float(_value(guidance, "inference_coef", "classifier_free_guidance.", where)),
         codec=str(cfg.get("compression_model_checkpoint") or ""),
+        codec_books=cfg.get("compression_model_n_q"),
         melody=melody,
         prepended=prepended,
     )

@@ -191,7 +191,7 @@ def build_lm(
     state = {}
     for name, pieces in plan.items():
         given = [tensors[p.name] if p.rows is None else tensors[p.name][p.rows] for p in pieces]
-        check_shape(given, expected[name].shape, pieces[0].name, where)
+        check_shape(given, [piece.name for piece in pieces], expected[name].shape, where)
         whole = given[0] if len(given) == 1 else torch.cat(given)
         state[name] = whole.to(device=device, dtype=dtype or torch.float32)
         if not is_finite(state[name]):
@@ -208,19 +208,27 @@ def build_lm(
     return lm.eval().requires_grad_(False)
 
 
-def check_shape(pieces: Sequence[Tensor], expected: Sequence[int], name: str, where: Path) -> None:
+def check_shape(
+    pieces: Sequence[Tensor], names: Sequence[str], expected: Sequence[int], where: Path
+) -> None:
     """Refuse tensors whose rows, one after another, do not make the shape that is expected.
 
+    Args:
+        names: of the pieces.
+
     Raises:
-        UserError: names the first of them.
+        UserError: names the first that is wrong.
     """
     shapes = [list(piece.shape) for piece in pieces]
-    rows = sum(shape[0] for shape in shapes if shape)
-    found = [rows, *shapes[0][1:]] if shapes[0] else []
-    if found != list(expected) or any(shape[1:] != shapes[0][1:] for shape in shapes):
+    narrow = list(expected[1:])
+    wrong = [i for i, shape in enumerate(shapes) if not shape or shape[1:] != narrow]
+    if not wrong and sum(shape[0] for shape in shapes) != expected[0]:
+        usual = expected[0] // len(shapes)
+        wrong = [i for i, shape in enumerate(shapes) if shape[0] != usual] or [0]
+    if wrong:
         raise UserError(
-            f"{where}: {name} has the wrong shape ({found} where the configuration asks for "
-            f"{list(expected)}): use the configuration and the weights of one checkpoint"
+            f"{where}: {names[wrong[0]]} has the wrong shape {shapes[wrong[0]]} for its "
+            "configuration: use the configuration and the weights of one checkpoint"
         )
 
 

@@ -36,7 +36,7 @@ class Reference:
             UserError: something else.
         """
         name, _, revision = text.removeprefix(PREFIX).partition("@")
-        bad = not _NAME.match(name) or ".." in name or (revision and not _NAME.match(revision))
+        bad = not _NAME.match(name) or ".." in text or (revision and not _NAME.match(revision))
         if not text.startswith(PREFIX) or bad:
             raise UserError(f"{text!r} is no hub reference: write hub:OWNER/NAME@REVISION")
         return cls(name, revision or None)
