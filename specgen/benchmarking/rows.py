@@ -22,7 +22,7 @@ class Row:
         duration_seconds: of each clip.
         draft_frames: a number or `auto`.
         acceptance_rule: coupled, mixed or rejection.
-        synthetic: random weights; never true of a row that states an acceptance of its own.
+        synthetic: random weights, and an acceptance that was given.
         lossless: whether the tokens follow the verifier's distribution.
         seconds: `median`, `min`, `max` and `samples` of decoding; conditions and codec are apart.
         audio_seconds_per_second: seconds of audio a second of decoding (x real time).
@@ -34,12 +34,18 @@ class Row:
         speedup_error: standard error of `speedup`.
         speedup_cpu_time: the same ratio of process time, which a busy machine disturbs less.
         peak_memory_bytes: on the device; not measured on a CPU.
-        bandwidth_fraction: of a measured copy.
+        bandwidth_fraction: of a measured copy: moved_bytes / median seconds / its bytes a second.
         identical: share of tokens equal to the reference's in the same runs (coupled rule).
         draft_temperatures, drafter_cfg: how guesses were drawn.
         cpu_seconds: process time of each run.
         condition_seconds: median time to encode the prompts and make the cross-attention's memory.
         stats: counts of all timed runs together.
+        package: who decoded: `specgen`, or a peer and its version.
+        moved_bytes: that the passes of a run had to read and write, at least.
+        memory_bytes: that weights, caches and noise of this row should take.
+        acceptance_given: per codebook, what a synthetic row was run with;
+        acceptance_source: where that is from.
+        predicted: what the cost model says; never a measurement (see `prediction.Prediction`).
     """
 
     label: str
@@ -71,6 +77,12 @@ class Row:
     cpu_seconds: list[float] = field(default_factory=list)
     condition_seconds: float | None = None
     stats: dict[str, Any] = field(default_factory=dict)
+    package: str = "specgen"
+    moved_bytes: int | None = None
+    memory_bytes: int | None = None
+    acceptance_given: list[float] | None = None
+    acceptance_source: str | None = None
+    predicted: dict[str, Any] | None = None
 
     @property
     def spread(self) -> float | None:
@@ -85,11 +97,13 @@ class Document:
 
     Attributes:
         machine, versions, commit: what it was measured on.
-        models: name -> parameters, bytes, pattern, dtype.
+        models: name -> parameters, bytes, pattern, dtype, and the ceiling that memory sets.
         settings: what was run: repeats, warm-up, seed, prompts, sampling.
         codec_seconds: to turn one clip of the longest duration into sound.
         rows: the measurements.
         warnings: what makes a figure doubtful.
+        copy_bytes_per_second: of a plain copy on the device, reads and writes both counted.
+        synthetic: whether a row of it is.
     """
 
     machine: dict[str, Any]
@@ -100,6 +114,8 @@ class Document:
     codec_seconds: float | None = None
     rows: list[Row] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    copy_bytes_per_second: float | None = None
+    synthetic: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """What `--output json` prints."""

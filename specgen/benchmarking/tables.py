@@ -33,43 +33,114 @@ def render(document: Document, form: str, *, width: int | None = None) -> str:
             return "\n".join(json.dumps(_flat(document, r), allow_nan=False) for r in document.rows)
         case "csv":
             return _csv(document)
-        case "md":
-            return "\n\n".join([card(document, bullet="- "), _markdown(document.rows)])
-        case "table":
-            return f"{card(document)}\n\n{_table(document.rows, width or _WIDTH)}"
+        case "md" | "table":
+            parts = [static_card(document, form), findings(document, form, width=width)]
+            return "\n".join(parts)
     raise ValueError(f"format {form!r} is unknown; known: {', '.join(FORMATS)}")
 
 
-def card(document: Document, bullet: str = "") -> str:
-    """The static card: machine, versions and models."""
+def card(document: Document) -> str:
+    """The static card (machine, versions, models, what memory allows) and notes on the run."""
+    return "\n".join([static_card(document), *_notes(document)])
+
+
+def static_card(document: Document, form: str = "table") -> str:
+    """What is known before anything is timed; `form` is table or md."""
     machine, settings = document.machine, document.settings
     gpu = machine.get("gpu")
     where = f"{machine['device']}, {machine['processor']}, {machine['cores']} cores"
-    lines = [
+    lines = ["SYNTHETIC: random weights, acceptance given"] if document.synthetic else []
+    lines += [
         f"device: {where}, threads {machine['threads']}"
         + (f", {gpu['name']} {gpu['memory_bytes'] / 1e9:.0f} GB" if gpu else ""),
         f"load average at the start: {_number(machine['load_average'])}",
         "versions: " + ", ".join(f"{k} {v or '-'}" for k, v in document.versions.items()),
         f"commit: {document.commit or '-'}",
     ]
-    lines += [
-        f"model {name}: {m['parameters'] / 1e6:.1f} M parameters, {m['bytes'] / 1e6:.1f} MB, "
-        f"{m['pattern']}, {m['dtype']}"
-        for name, m in document.models.items()
-    ]
+    if document.copy_bytes_per_second is not None:
+        speed = document.copy_bytes_per_second / 1e9
+        lines.append(f"measured copy: {speed:.1f} GB/s, reads and writes both counted")
+    lines += [_model(name, model) for name, model in document.models.items()]
     lines.append(
         f"{settings['repeats']} timed runs a row after {settings['warmup']} of warm-up, in turn; "
         f"run i decodes seed {settings['seed']} + i x batch of {len(settings['prompts'])} prompts; "
         "seconds are of decoding alone, speed-up is over the same verifier alone"
     )
+    return "\n".join(_bullet(form) + line for line in lines)
+
+
+def _bullet(form: str) -> str:
+    return "- " if form == "md" else ""
+
+
+def _model(name: str, model: dict[str, Any]) -> str:
+    text = (
+        f"model {name}: {model['parameters'] / 1e6:.1f} M parameters, "
+        f"{model['bytes'] / 1e6:.1f} MB, {model['pattern']}, {model['dtype']}"
+    )
+    if "pass_bytes" not in model:
+        return text
+    return (
+        f"{text}; a step reads {model['pass_bytes'] / 1e6:.1f} MB of weights: at the speed of the "
+        f"copy at most {model['ceiling_audio_seconds_per_second']:.3g} x real time alone"
+    )
+
+
+def _notes(document: Document, form: str = "table") -> list[str]:
+    """What is known after."""
+    lines = []
     conditions = [r.condition_seconds for r in document.rows if r.condition_seconds is not None]
-    if conditions and document.codec_seconds is not None:
+    if conditions:
+        codec = document.codec_seconds
         lines.append(
-            f"apart from decoding: conditions up to {max(conditions):.3f} s, "
-            f"codec {document.codec_seconds:.3f} s a clip"
+            f"apart from decoding: conditions up to {max(conditions):.3f} s"
+            + ("" if codec is None else f", codec {codec:.3f} s a clip")
         )
+    sources = dict.fromkeys(r.acceptance_source for r in document.rows if r.acceptance_source)
+    lines += [f"acceptance of synthetic rows: {source}" for source in sources]
     lines += [f"WARNING: {text}" for text in document.warnings]
-    return "\n".join(bullet + line for line in lines)
+    return [_bullet(form) + line for line in lines]
+
+
+def findings(document: Document, form: str, *, width: int | None = None) -> str:
+    """What `static_card` does not say: notes, the measured rows, and what the cost model says."""
+    parts = [grid(form, *cells(document.rows), left=4, width=width)]
+    predicted = [row for row in document.rows if row.predicted is not None]
+    if predicted:
+        parts += [_PREDICTED, grid(form, *prediction_cells(predicted), left=2, width=width)]
+    return "\n\n".join(["\n".join(_notes(document, form)), *parts])
+
+
+_PREDICTED = (
+    "PREDICTED by the cost model from each model's step alone, the price of a block and the "
+    "acceptance, tokens taken as independent; not measurements:"
+)
+
+
+def prediction_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the predictions, each beside what was measured."""
+    titles = ["row", "draft frames", "draft step ms", "verify pass ms", "tokens/pass predicted"]
+    titles += ["measured", "seconds PREDICTED", "measured", "off by"]
+    lines = []
+    for row in rows:
+        found = row.predicted
+        assert found is not None
+        passes = [f"{n}: {1000 * s:.2f}" for n, s in found["verify_pass_seconds"].items()]
+        chosen = f" (predicted best {found['draft_frames']:g})"
+        lines.append(
+            [
+                row.label,
+                f"{row.draft_frames}{chosen if row.draft_frames == 'auto' else ''}",
+                f"{1000 * found['draft_step_seconds']:.2f}",
+                " ".join(passes),
+                _number(found["tokens_per_pass"]),
+                _number(row.tokens_per_pass),
+                f"{found['seconds']:.3f}",
+                f"{row.seconds['median']:.3f}",
+                f"{100 * found['relative_error']:+.0f} %",
+            ]
+        )
+    return titles, lines
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -94,9 +165,12 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         values = [(r.acceptance_per_codebook or [None] * codebooks)[k] for r in rows]
         columns.append((f"k{k + 1}", [_percent(v) for v in values]))
     columns += [
+        ("given", [_given(r) for r in rows]),
         ("tokens/pass", [_number(r.tokens_per_pass) for r in rows]),
         ("speed-up", [_speedup(r) for r in rows]),
         ("in process time", [_number(r.speedup_cpu_time) for r in rows]),
+        ("of copy speed", [_percent(r.bandwidth_fraction) for r in rows]),
+        ("peak GB", [_giga(r.peak_memory_bytes) for r in rows]),
         ("lossless", ["yes" if r.lossless else "NO" for r in rows]),
         ("identical", [_percent(r.identical, 1) for r in rows]),
     ]
@@ -134,6 +208,18 @@ def _speedup(row: Row) -> str:
     return f"{row.speedup:.2f}{error}"
 
 
+def _given(row: Row) -> str:
+    if row.acceptance_given is None:
+        return "-"
+    values = row.acceptance_given
+    shown = values[:1] if len(set(values)) == 1 else values
+    return " ".join(f"{100 * value:.0f}" for value in shown) + " %"
+
+
+def _giga(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e9:.2f}"
+
+
 def _percent(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f} %"
 
@@ -142,22 +228,34 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _markdown(rows: Sequence[Row]) -> str:
-    titles, lines = cells(rows)
+def grid(
+    form: str,
+    titles: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    left: int,
+    width: int | None = None,
+) -> str:
+    """Titles and lines as Markdown (md) or spaced out; the first `left` columns are words."""
+    if form == "md":
+        return _markdown(titles, lines)
+    return _table(titles, lines, width or _WIDTH, left)
+
+
+def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in [titles, *lines]]
     out = ["| " + " | ".join(line) + " |" for line in escaped]
     out.insert(1, "|" + "---|" * len(titles))
     return "\n".join(out)
 
 
-def _table(rows: Sequence[Row], width: int) -> str:
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]], width: int, left: int) -> str:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    titles, lines = cells(rows)
     for i, title in enumerate(titles):
-        table.add_column(title, justify="left" if i < 4 else "right", overflow="fold")
+        table.add_column(title, justify="left" if i < left else "right", overflow="fold")
     for line in lines:
         table.add_row(*line)
     text = io.StringIO()

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specgen import config
-from specgen.benchmarking.cases import DEFAULT_PRESETS, Sweep, expand
-from specgen.benchmarking.tables import FORMATS, card, render
+from specgen.benchmarking import plot as picture
+from specgen.benchmarking.cases import DEFAULT_PRESETS, Sweep, expand, synthetic_preset
+from specgen.benchmarking.given import Given
+from specgen.benchmarking.shapes import Pair
+from specgen.benchmarking.tables import FORMATS, card, findings, render, static_card
+from specgen.cli.values import (
+    check_results_file,
+    count,
+    frames,
+    one_of,
+    positive,
+    prompt_lines,
+    replace_file,
+    unique,
+    values,
+)
 from specgen.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from specgen.benchmarking.rows import Document
 
+PEERS = ("audiocraft", "transformers")
+ROOFLINE_SECONDS = 10.0  # of audio, where --duration is left out
 SUFFIXES = {".txt": "table", ".md": "md", ".csv": "csv", ".json": "json", ".jsonl": "jsonl"}
 # Held-out wordings: instrument, dance, key and tempo each vary.
 PROMPTS = (
@@ -56,6 +72,35 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help=f"Of all models: {', '.join(config.DTYPES)}.")
+    ] = None,
+    synthetic: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHAPE[,DRAFTER]",
+            help="Random weights of a named shape, such as large:flatten,small:delay (repeatable).",
+        ),
+    ] = None,
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(help="Of synthetic pairs: 0.7, or one value a codebook (repeatable)."),
+    ] = None,
+    acceptance_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE.json:ROW", help="Take it from a measured row (repeatable)."),
+    ] = None,
+    peer: Annotated[
+        str | None, typer.Option(help=f"Other packages to take turns with: {','.join(PEERS)}.")
+    ] = None,
+    named_card: Annotated[
+        str | None,
+        typer.Option(
+            "--card",
+            "--roofline",
+            help="Predict what a card could do at best (A4000, H200, ...); measure nothing.",
+        ),
+    ] = None,
     allow_biased: Annotated[
         bool, typer.Option("--allow-biased", help="Measure rules that change the music too.")
     ] = False,
@@ -63,6 +108,9 @@ def bench(
     output_file: Annotated[
         Path | None,
         typer.Option(help="Write a second format here; .txt, .md, .csv, .json or .jsonl."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw speed-up and acceptance here; .png or .svg.")
     ] = None,
 ) -> None:
     """Measure presets: each verifier alone, and each pair against it in the same run.
@@ -73,99 +121,130 @@ def bench(
     if output not in FORMATS:
         raise UserError(f"--output {output!r} is unknown; use {', '.join(FORMATS)}")
     if output_file is not None:
-        _check_file(output_file)
+        check_results_file(output_file, SUFFIXES)
+    if plot is not None:
+        picture.check(plot)
+    if dtype is not None and dtype not in config.DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown; use {', '.join(config.DTYPES)}")
+
+    pairs = [Pair.parse(text) for text in synthetic or []]
+    given = _given(acceptance or [], acceptance_from or [], pairs)
+    durations = unique(values("--duration", duration, positive))
+    batches = unique(values("--batch", batch, count))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if named_card is not None:
+        _roofline(named_card, pairs, given, durations, batches, output, output_file, width)
+        return
+
+    if given and not pairs:
+        raise UserError("--acceptance is for synthetic pairs; add --synthetic SHAPE,DRAFTER")
+    if not given and any(pair.drafter for pair in pairs):
+        raise UserError(
+            "a synthetic pair needs an acceptance, which random weights do not have; add "
+            "--acceptance 0.7 or --acceptance-from FILE.json:ROW"
+        )
 
     sweep = Sweep(
-        durations=_unique(_values("--duration", duration, _positive)),
-        batches=_unique(_values("--batch", batch, _count)),
-        draft_frames=_unique(_values("--draft-frames", draft_frames, _frames)),
-        rules=_unique(_values("--rule", rule, _rule)),
-        temperatures=_unique(
-            _values("--draft-temperature", v, _positive) for v in draft_temperature or []
+        durations=durations,
+        batches=batches,
+        draft_frames=unique(values("--draft-frames", draft_frames, frames)),
+        rules=unique(values("--rule", rule, one_of(config.RULES))),
+        temperatures=unique(
+            values("--draft-temperature", v, positive) for v in draft_temperature or []
         ),
+        acceptances=given,
+        peers=unique(values("--peer", peer, one_of(PEERS))),
     )
-    cases = expand([config.load_preset(name) for name in presets or DEFAULT_PRESETS], sweep)
-    lines = _read_prompts(prompts) if prompts is not None else PROMPTS
+    names = presets or ([] if pairs else DEFAULT_PRESETS)
+    chosen = [config.load_preset(name) for name in names]
+    cases = expand([*chosen, *map(synthetic_preset, pairs)], sweep)
+    lines = prompt_lines(prompts) if prompts is not None else PROMPTS
 
     from specgen.benchmarking.measure import Plan, measure
 
-    plan = Plan(lines, seed, repeats, warmup, device, threads, allow_biased)
-    document = measure(cases, plan, _say)
-    if output not in ("table", "md"):
+    readable = output in ("table", "md")
+
+    def start(document: Document) -> None:
+        where = sys.stdout if readable else sys.stderr
+        print(static_card(document, output), file=where, flush=True)
+
+    plan = Plan(lines, seed, repeats, warmup, device, dtype, threads, allow_biased)
+    document = measure(cases, plan, _say, start)
+    if readable:
+        print(findings(document, output, width=width))
+    else:
         print(card(document), file=sys.stderr)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(render(document, output, width=width))
+        print(render(document, output))
     if output_file is not None:
-        partial = output_file.with_name(output_file.name + ".tmp")
-        partial.write_text(render(document, SUFFIXES[output_file.suffix]) + "\n", encoding="utf-8")
-        os.replace(partial, output_file)
+        replace_file(output_file, render(document, SUFFIXES[output_file.suffix]) + "\n")
+    if plot is not None:
+        picture.draw(document, plot)
+
+
+def _given(
+    acceptance: Sequence[str], acceptance_from: Sequence[str], pairs: Sequence[Pair]
+) -> tuple[Given, ...]:
+    """The acceptances of synthetic pairs, which all write as many codebooks.
+
+    Raises:
+        UserError: what cannot be read.
+    """
+    K = pairs[0].verifier.config.codebooks if pairs else 4
+    return unique(
+        [
+            *(Given.parse(text, K) for text in acceptance),
+            *(Given.read(text, K) for text in acceptance_from),
+        ]
+    )
 
 
 def _say(text: str) -> None:
     print(f"specgen: {text}", file=sys.stderr, flush=True)
 
 
-def _values(option: str, text: str | None, read: Callable[[str], T]) -> tuple[T, ...]:
-    """The parts of a comma list; () where the option was left out.
+def _roofline(
+    name: str,
+    pairs: Sequence[Pair],
+    given: Sequence[Given],
+    durations: Sequence[float],
+    batches: Sequence[int],
+    output: str,
+    output_file: Path | None,
+    width: int | None,
+) -> None:
+    """Print (and write) what a card could do.
 
     Raises:
-        UserError: a part that cannot be read.
+        UserError: an unknown card or a format that a roofline has not.
     """
-    if text is None:
-        return ()
-    try:
-        return tuple(read(part.strip()) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"{option} {text!r}: {error}") from None
+    from specgen.benchmarking import cards
 
+    forms = {output} | ({SUFFIXES[output_file.suffix]} if output_file is not None else set())
+    wrong = forms - {"table", "md", "json"}
+    if wrong:
+        raise UserError(f"--card prints table, md or json, not {wrong.pop()}; choose one of these")
+    wanted = cards.find(name)
+    chances = [one.values for one in given] or [(cards.UNSTATED,) * 4]
+    shapes = pairs or [Pair.parse(text) for text in cards.REFERENCE]
 
-def _unique(values: Iterable[T]) -> tuple[T, ...]:
-    return tuple(dict.fromkeys(values))
+    def text(form: str, columns: int | None = None) -> str:
+        parts = [
+            cards.report(
+                wanted,
+                shapes,
+                chances,
+                seconds=seconds,
+                batch=size,
+                form=form,
+                width=columns,
+            )
+            for seconds in durations or (ROOFLINE_SECONDS,)
+            for size in batches
+        ]
+        if form == "json":
+            return parts[0] if len(parts) == 1 else "[" + ",\n".join(parts) + "]"
+        return "\n\n".join(parts)
 
-
-def _frames(text: str) -> int | None:
-    return config.parse_draft_frames(text, "--draft-frames")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{text} is not a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(f"{text} is not 1 or more")
-    return value
-
-
-def _rule(text: str) -> str:
-    if text not in config.RULES:
-        raise ValueError(f"{text!r} is unknown; use {', '.join(config.RULES)}")
-    return text
-
-
-def _read_prompts(path: Path) -> tuple[str, ...]:
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: {error}; check the path") from None
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not lines:
-        raise UserError(f"{path} has no prompts; write one a line")
-    return lines
-
-
-def _check_file(path: Path) -> None:
-    """Refuse a results file that could not be written, before an hour is spent.
-
-    Raises:
-        UserError: an unknown suffix or no such folder.
-    """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--output-file {path} must end in one of {', '.join(SUFFIXES)}")
-    folder = path.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"--output-file: cannot write in {folder}; create it or choose another")
+    print(text(output, width))
+    if output_file is not None:
+        replace_file(output_file, text(SUFFIXES[output_file.suffix]) + "\n")

@@ -1,0 +1,173 @@
+"""Cases as they are run: our own decode, or another package's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specgen.benchmarking import synthetic
+from specgen.benchmarking.cases import Case
+from specgen.benchmarking.peers import Peer
+from specgen.checkpoints.base import LMCheckpoint
+from specgen.decoding.lane import Role
+from specgen.decoding.loop import Drafting, decode
+from specgen.decoding.sampling import Sampling
+from specgen.decoding.stats import DecodeStats
+from specgen.engine import Engine, Request
+from specgen.sitting import Cast
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        prompts: run i of a batch B takes B of them from place i x B on, round and round.
+        seed: run i gives its clips the seeds from seed + i x B on.
+        repeats, warmup: runs a case, timed and not.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: of all models; None: as the preset says, or what suits the device.
+        threads: CPU threads, None chooses.
+        allow_biased: measure rules that change the music, too.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int = 1
+    repeats: int = 5
+    warmup: int = 1
+    device: str = "auto"
+    dtype: str | None = None
+    threads: int | None = None
+    allow_biased: bool = False
+
+    def requests(self, case: Case, turn: int) -> list[Request]:
+        """What a run decodes: the same for every case of one duration and batch."""
+        first = max(turn, 0) * case.batch  # warm-up decodes what the first timed run does
+        return [
+            Request(self.prompts[i % len(self.prompts)], self.seed + i, case.duration)
+            for i in range(first, first + case.batch)
+        ]
+
+
+@dataclass
+class Trial:
+    """One case's runs.
+
+    Attributes:
+        drafting: how a pair drafts.
+        column: of a synthetic drafter: the acceptance it is set to.
+        peer: who decodes instead of us.
+        codes: of each timed run, one grid a row.
+        stats: of each timed run, all rows together.
+        passes: of each timed run, verifier and drafter passes, a batch counted once.
+        condition_seconds: of each run.
+        peak_memory: bytes on the device; None on a CPU.
+    """
+
+    case: Case
+    engine: Engine
+    drafting: Drafting
+    column: int | None = None
+    peer: Peer | None = None
+    codes: list[list[Tensor]] = field(default_factory=list)
+    stats: list[DecodeStats] = field(default_factory=list)
+    passes: list[tuple[int, int]] = field(default_factory=list)
+    condition_seconds: list[float] = field(default_factory=list)
+    peak_memory: int | None = None
+    _ready: Callable[[bool], None] | None = None
+
+    @property
+    def lead(self) -> LMCheckpoint:
+        """The model whose tokens come out."""
+        drafter = self.engine.drafter
+        if not self.case.drafter_alone:
+            return self.engine.verifier
+        assert drafter is not None
+        return drafter
+
+    @property
+    def follow(self) -> LMCheckpoint | None:
+        """The model that drafts."""
+        return None if self.case.draft is None else self.engine.drafter
+
+    @property
+    def guidance(self) -> float:
+        """CFG coefficient of the model whose tokens come out."""
+        cfg = self.engine.settings.sampling.cfg
+        return self._draft_guidance or 1.0 if self.case.drafter_alone else cfg
+
+    @property
+    def _draft_guidance(self) -> float | None:
+        settings = self.engine.settings
+        return settings.sampling.cfg if settings.drafter_cfg else None
+
+    def sequences(self, model: LMCheckpoint) -> int:
+        """Rows of a model's cache: with guidance, each row has a twin."""
+        guidance = self._draft_guidance if model is self.follow else self.guidance
+        return self.case.batch * (1 if guidance in (None, 1.0) else 2)
+
+    @property
+    def frames(self) -> int:
+        return self.engine.frames(self.case.duration)
+
+    def roles(self, prompts: list[str]) -> tuple[Role, Role | None]:
+        """Both models with their caches, ready for prompts."""
+        lead = Cast.of(self.lead, prompts, self.frames, self.guidance).role
+        if self.follow is None:
+            return lead, None
+        return lead, Cast.of(self.follow, prompts, self.frames, self._draft_guidance).role
+
+    def prepare(self, requests: list[Request]) -> None:
+        """Encode the prompts and set up the caches; not part of the time."""
+        began = time.perf_counter()
+        prompts = [r.prompt for r in requests]
+        if self.peer is not None:
+            run = self.peer.ready(self.lead, prompts, self.frames, self.engine.settings.sampling)
+            self._ready = lambda keep: self._done(run(requests[0].seed), keep)
+        else:
+            if self.column is not None and self.follow is not None:
+                synthetic.choose(self.follow.lm, self.column)
+            roles = self.roles(prompts)
+            self._ready = lambda keep: self._decode(*roles, [r.seed for r in requests], keep)
+        device = self.engine.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        self.condition_seconds.append(time.perf_counter() - began)
+
+    def run(self, *, keep: bool) -> None:
+        """Decode what was prepared."""
+        assert self._ready is not None
+        self._ready(keep)
+        self._ready = None  # what one case held must not count as another's memory
+
+    def _decode(self, lead: Role, follow: Role | None, seeds: list[int], keep: bool) -> None:
+        sampling = self.engine.settings.sampling
+        decoded = decode(
+            lead,
+            follow,
+            frames=[self.frames] * len(seeds),
+            seeds=seeds,
+            sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
+            drafting=self.drafting,
+        )
+        self._done(decoded.codes, keep)
+        if keep:
+            self.stats.append(DecodeStats.total(decoded.stats))
+            self.passes.append(
+                (
+                    max(s.verifier_passes for s in decoded.stats),
+                    max(s.drafter_steps for s in decoded.stats),
+                )
+            )
+
+    def _done(self, codes: list[Tensor], keep: bool) -> None:
+        grids = [grid.cpu() for grid in codes]  # waits for the device
+        if self.engine.device.type == "cuda":
+            self.peak_memory = torch.cuda.max_memory_allocated(self.engine.device)
+        if keep:
+            self.codes.append(grids)
