@@ -218,3 +218,25 @@ def test_a_file_is_refused_before_it_is_read(
     monkeypatch.setattr(soundfile, "read", read)
     with pytest.raises(UserError, match="cut the file"):
         read_start(path, load_codec(tiny_folder / "codec"), 0.5)
+
+
+def test_a_stereo_encodec_takes_both_channels(tmp_path: Path) -> None:
+    """Left and right of the file become the even and the odd codebooks of the clip's start."""
+    pytest.importorskip("transformers")
+    from specgen.codec.encodec import EncodecCodec
+    from specgen.listening import continuations
+    from tests.codec.test_encodec import hugging_face
+
+    network = hugging_face()
+    codec = EncodecCodec.from_transformers(
+        network.config.to_dict(), network.state_dict(), channels=2
+    )
+    path = tmp_path / "song.flac"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * 394, 2))
+    soundfile.write(path, noise, 2 * codec.sample_rate)
+    first, none, same = continuations([path, None, path], codec, torch.device("cpu"))
+    assert first is not None and first is same and none is None
+    assert first.codes.shape == (8, 24)  # 1.23 s at 20 frames a second, cut to whole frames
+    wav = read_audio(path, codec.sample_rate, 2)[None, :, : 24 * codec.frame_size]
+    assert torch.equal(first.codes, codec.encode(wav)[0])
+    assert not torch.equal(first.codes[::2], first.codes[1::2])
