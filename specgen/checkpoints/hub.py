@@ -6,6 +6,7 @@ the local cache is not asked for again.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,9 +56,11 @@ def cached(reference: Reference) -> Path | None:
 
     Asks no network.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        return None
     try:
         folder = Path(
             snapshot_download(
@@ -78,9 +81,12 @@ def complete(folder: Path) -> bool:
             return all(path.is_file() for path in shards(folder))
         except UserError:
             return False
-    return (folder / "model.safetensors").is_file() or all(
-        (folder / name).is_file() for name in _EXPORT
-    )
+    if not folder.is_dir():
+        return False
+    kept = any((folder / name).is_file() for name in ("config.yaml", "config.json"))
+    if kept and (folder / "model.safetensors").is_file():
+        return True
+    return all((folder / name).is_file() for name in _EXPORT)
 
 
 def fetch(reference: Reference) -> Path:
@@ -94,6 +100,11 @@ def fetch(reference: Reference) -> Path:
     found = cached(reference)
     if found is not None:
         return found
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(
+            f"{reference} is on the hub, which is reached through huggingface_hub: "
+            "pip install 'specgen[musicgen]'"
+        )
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -1,15 +1,22 @@
-"""`specgen presets`: what there is, and what is in it."""
+"""`specgen presets`: what there is, what is in it, and whether it works."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specgen import config
 from specgen.errors import UserError
 
-app = typer.Typer(help="List presets, or show one.", invoke_without_command=True)
+if TYPE_CHECKING:
+    from specgen.checkpoints.pairing import Side
+
+app = typer.Typer(help="List presets, show one, or check one.", invoke_without_command=True)
+_CARDS = (8, 16, 24)  # gigabytes of the cards that people have
 
 
 @app.callback()
@@ -28,6 +35,109 @@ def show(
     typer.echo(f"# {preset.path}\n# sha256 {preset.sha256}\n{preset.yaml()}", nl=False)
 
 
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A preset's name or the path of a file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Load a preset's models and say whether they can work together, and in how much memory.
+
+    Models of the hub that are not here yet are fetched. Exit code 2 if they cannot.
+    """
+    from specgen.checkpoints import pairing
+
+    preset = config.load_preset(name)
+    sides = pairing.inspect(preset)
+    pairing.check(sides)
+    if as_json:
+        print(json.dumps(_document(preset, sides)))
+        return
+    _print_sides(sides)
+    for line in _notes(preset, sides):
+        print(line)
+
+
+def _print_sides(sides: Sequence[Side]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    titles = ("part", "name", "pattern", "reads", "Hz", "frames/s", "K", "card", "channels", "GB")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for side in sides:
+        codec = side.codec
+        table.add_row(
+            side.role,
+            side.name,
+            side.pattern or "-",
+            side.text or "-",
+            str(codec.sample_rate),
+            f"{codec.frame_rate:g}",
+            str(codec.codebooks),
+            str(codec.card),
+            str(codec.channels),
+            f"{side.weights / 1e9:.2f}",
+        )
+    Console().print(table)
+
+
+def _notes(preset: config.Preset, sides: Sequence[Side]) -> list[str]:
+    seconds, cfg = preset.node.duration.max, preset.node.sampling.cfg
+    need = sum(side.bytes(seconds) for side in sides)
+    cards = [card for card in _CARDS if need * 1.1 < card * 1e9]
+    fits = f"fits into {cards[0]} GB" if cards else f"needs more than {_CARDS[-1]} GB"
+    lines = [
+        "they can work together",
+        f"weights and one clip of {seconds:g} s take {need / 1e9:.1f} GB: {fits}",
+    ]
+    texts = {side.text for side in sides if side.text}
+    if len(texts) > 1:
+        lines.append(f"they read their prompts through different encoders: {', '.join(texts)}")
+    lines += [
+        f"{side.role} asks for guidance {side.guidance:g}, the preset has {cfg:g}"
+        for side in sides
+        if side.guidance is not None and side.guidance != cfg
+    ]
+    lines += [
+        f"{side.role} was trained on pieces of {side.max_frames / side.codec.frame_rate:g} s"
+        for side in sides
+        if side.max_frames is not None and side.max_frames < seconds * side.codec.frame_rate - 0.5
+    ]
+    lines += [
+        f"{role} {reference} is not pinned to a commit"
+        for role, reference in preset.references.items()
+        if reference.startswith("hub:") and not _pinned(reference)
+    ]
+    return lines
+
+
+def _document(preset: config.Preset, sides: Sequence[Side]) -> dict[str, object]:
+    seconds = preset.node.duration.max
+    return {
+        "preset": preset.reference,
+        "together": True,
+        "memory_bytes": sum(side.bytes(seconds) for side in sides),
+        "memory_seconds": seconds,
+        "parts": {
+            side.role: {
+                "name": side.name,
+                "pattern": side.pattern,
+                "text": side.text,
+                "guidance": side.guidance,
+                "sample_rate": side.codec.sample_rate,
+                "frame_rate": side.codec.frame_rate,
+                "codebooks": side.codec.codebooks,
+                "card": side.codec.card,
+                "channels": side.codec.channels,
+                "codec_sha256": side.codec.fingerprint,
+                "weight_bytes": side.weights,
+            }
+            for side in sides
+        },
+    }
+
+
 def _list() -> None:
     from rich.console import Console
     from rich.table import Table
@@ -43,7 +153,7 @@ def _list() -> None:
             _described(preset, node.drafter),
             _described(preset, node.verifier),
             node.speculation.rule if node.drafter else "-",
-            "present" if _present(preset) else "missing",
+            _present(preset),
             node.description,
         )
     Console().print(table)
@@ -53,6 +163,8 @@ def _described(preset: config.Preset, role: config.VerifierNode | None) -> str:
     if role is None:
         return "-"
     name = role.checkpoint.removeprefix("embedded:")
+    if name.startswith("hub:"):
+        return name.removeprefix("hub:").partition("@")[0].rpartition("/")[2]
     try:
         from specgen.checkpoints.native import read_config
 
@@ -61,9 +173,21 @@ def _described(preset: config.Preset, role: config.VerifierNode | None) -> str:
         return name
 
 
-def _present(preset: config.Preset) -> bool:
-    node = preset.node
-    references = [node.verifier.checkpoint, node.codec.checkpoint]
-    if node.drafter:
-        references.append(node.drafter.checkpoint)
-    return all((preset.folder(r) / "model.safetensors").is_file() for r in references)
+def _present(preset: config.Preset) -> str:
+    """`present`, or which parts are not here."""
+    missing = [role for role, ref in preset.references.items() if not _here(preset.locate(ref))]
+    if not missing:
+        return "present"
+    return "missing" if len(missing) == len(preset.references) else f"no {', '.join(missing)}"
+
+
+def _here(folder: Path | None) -> bool:
+    from specgen.checkpoints.hub import complete
+
+    return folder is not None and complete(folder)
+
+
+def _pinned(reference: str) -> bool:
+    from specgen.checkpoints.hub import Reference
+
+    return Reference.parse(reference).pinned

@@ -1,0 +1,127 @@
+"""Whether a preset's models can work together, and what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from specgen.checkpoints.base import CodecId, LMCheckpoint
+from specgen.checkpoints.registry import load_codec, load_lm
+from specgen.errors import UserError
+
+if TYPE_CHECKING:
+    from specgen.config import Preset
+
+_SHARED = ("sample_rate", "frame_rate", "codebooks", "card", "channels")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A part of a preset, once it has been loaded and let go.
+
+    Attributes:
+        role: verifier, drafter or codec.
+        name: as its checkpoint says.
+        codec: the codec that it is, or whose tokens it writes.
+        pattern: its pattern's kind; None of a codec.
+        text: what it reads its prompt through; None of a codec.
+        guidance: CFG coefficient of its configuration; None of a codec.
+        max_frames: longest piece; None of a codec.
+        weights: bytes.
+        frame: bytes that a frame of one guided row takes in its cache.
+    """
+
+    role: str
+    name: str
+    codec: CodecId
+    pattern: str | None
+    text: str | None
+    guidance: float | None
+    max_frames: int | None
+    weights: int
+    frame: int
+
+    def bytes(self, seconds: float) -> int:
+        """Memory for one guided row of so many seconds."""
+        return self.weights + round(self.frame * seconds * self.codec.frame_rate)
+
+
+def inspect(preset: Preset) -> list[Side]:
+    """Load a preset's parts, one after another, and say what they are.
+
+    Raises:
+        UserError: a part that cannot be had or loaded.
+    """
+    import torch
+
+    sides: list[Side] = []
+    parts = {"verifier": preset.node.verifier, "drafter": preset.drafter}
+    for role, part in parts.items():
+        if part is not None:
+            dtype = getattr(torch, part.dtype)
+            model = load_lm(preset.fetch(part.checkpoint), "cpu", dtype)
+            sides.append(_side(role, model))
+            del model
+    codec, identity = load_codec(preset.fetch(preset.node.codec.checkpoint), sides[0].codec)
+    weights = sum(p.nbytes for p in codec.parameters())
+    name = type(codec).__name__.removesuffix("Codec")
+    sides.append(Side("codec", name, identity, None, None, None, None, weights, 0))
+    return sides
+
+
+def _side(role: str, model: LMCheckpoint) -> Side:
+    from specgen.decoding.loop import steps_per_frame
+
+    config = model.lm.config
+    step = 2 * config.layers * config.kv_heads * config.head_dim * model.lm.dtype.itemsize
+    return Side(
+        role,
+        model.name,
+        model.codec,
+        model.pattern.kind,
+        text_name(model.conditioner),
+        model.guidance,
+        model.max_frames,
+        model.lm.weight_bytes(),
+        2 * step * steps_per_frame(model.pattern),
+    )
+
+
+def text_name(conditioner: Any) -> str:
+    """What a model reads its prompt through, in a word or two."""
+    inner = getattr(conditioner, "text", conditioner)
+    name = getattr(inner, "name", None)
+    kinds = {"WordEncoder": "its own words", "NoText": "nothing"}
+    return str(name) if name else kinds.get(type(inner).__name__, type(inner).__name__)
+
+
+def differences(models: Sequence[Side], codec: CodecId) -> list[str]:
+    """Why models cannot work together on a codec; empty if they can."""
+    found = []
+    for side in models:
+        for name in _SHARED:
+            ours, theirs = getattr(codec, name), getattr(side.codec, name)
+            if ours != theirs:
+                found.append(
+                    f"{side.role} {side.name} was made for a codec with {name} {theirs}, the "
+                    f"preset's has {ours}"
+                )
+        if side.codec.fingerprint and side.codec.fingerprint != codec.fingerprint:
+            found.append(
+                f"{side.role} {side.name} was trained on the tokens of another codec than the "
+                "preset's"
+            )
+    return found
+
+
+def check(sides: Sequence[Side]) -> None:
+    """Refuse parts that do not speak of the same tokens.
+
+    Raises:
+        UserError: names all that differs.
+    """
+    *models, codec = sides
+    wrong = differences(models, codec.codec)
+    if wrong:
+        raise UserError(f"{'; '.join(wrong)}; choose models of one codec")
