@@ -149,7 +149,7 @@ class TextEncoder:
         if not path.is_file():
             raise UserError(
                 f"text encoder folder {self.folder} has no {name}: it must hold {CONFIG_NAME}, "
-                f"{WEIGHTS_NAME} and {TOKENIZER_NAME}, as 'hf download {self.name}' fetches them"
+                f"{WEIGHTS_NAME} and {TOKENIZER_NAME}, as '{self._command}' fetches them"
             )
         try:
             return read(path)
@@ -161,6 +161,11 @@ class TextEncoder:
                 f"{path} of the text encoder is corrupt ({reason}): fetch it again"
             ) from None
 
+    @property
+    def _command(self) -> str:
+        revision = "" if self.revision is None else f" --revision {self.revision}"
+        return f"hf download {self.name}{revision}"
+
     def _fetch(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -170,8 +175,9 @@ class TextEncoder:
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"cannot fetch {name} of text encoder {self.name} ({reason}): run 'hf download "
-                f"{self.name}' where there is a network, or name its folder in the preset"
+                f"cannot fetch {name} of text encoder {self.name} ({reason}): run "
+                f"'{self._command}' where there is a network, or put its files into the "
+                "checkpoint's text_encoder folder"
             ) from None
 
 
