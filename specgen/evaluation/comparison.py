@@ -13,7 +13,7 @@ import torch
 from specgen.benchmarking.machine import commit, machine_card, versions
 from specgen.config import Preset
 from specgen.engine import Engine
-from specgen.evaluation import identity, quality, reference, two_sample
+from specgen.evaluation import identity, quality, reference, surprise, two_sample
 from specgen.evaluation.embedders import load_embedder
 from specgen.evaluation.intervals import bootstrap
 from specgen.evaluation.reference import Recordings
@@ -128,6 +128,7 @@ def run(
         "interrupted": interrupted,
         "sides": [side_row(r) for r in runs],
         "identity": [],
+        "likelihood": [row for r in runs if (row := likelihood(r, say))],
         "distribution": [],
         "short": [],
         "quality": [],
@@ -179,6 +180,17 @@ def side_row(run: Run) -> dict[str, Any]:
         "tokens_per_pass": total.tokens_per_pass if total else None,
         "acceptance_over_time": over_time if any(drafted) else None,
     }
+
+
+def likelihood(run: Run, say: Say) -> dict[str, Any] | None:
+    """Whether a side draws from its own verifier's law; None if that cannot be told."""
+    if not run.clips or run.engine is None:
+        return None
+    say(f"{run.label}: the verifier scores {len(run.clips)} clips")
+    made = list(run.clips.values())
+    codes = np.stack([clip.codes for clip in made])
+    found = surprise.of_clips(run.engine, [clip.request.prompt for clip in made], codes)
+    return None if found is None else {"label": run.label, "lossless": run.lossless, **found}
 
 
 def distribution(a: Run, b: Run, plan: Plan) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from specgen.engine import Engine, Request
 from specgen.evaluation.intervals import wilson
 from specgen.evaluation.runs import Made, Run
 from specgen.patterns import Pattern
+from specgen.sitting import Cast
 
 TIE = 1e-4  # margin of two perturbed logits below which float32 rounding decides
 _MARGINS = 8  # differing clips whose margins are computed: each costs a decode
@@ -171,6 +172,9 @@ def with_margins(found: Identity, engine: Engine, say: Callable[[str], None]) ->
     """The same with margins at the first differences: the verifier alone decodes those clips."""
     if not found.expected or not found.differences:
         return found
+    longest = max(engine.frames(d.request.duration or 0.0) for d in found.differences)
+    if longest > engine.verifier.max_frames:
+        return found  # made in windows, of which the plain decode here knows nothing
     say(f"{found.b}: decoding {min(len(found.differences), _MARGINS)} differing clips for margins")
     known: Sequence[Difference] = [
         replace(d, margin=float(margins(engine, d.request)[d.k, d.t]))
@@ -183,9 +187,10 @@ def margins(engine: Engine, request: Request) -> torch.Tensor:
     """`[K, T]` gaps between the two best perturbed logits when the verifier decodes alone."""
     request = engine.check(request)
     frames, sampling = engine.frames(request.duration or 0.0), engine.settings.sampling
+    cast = Cast.of(engine.verifier, [request.prompt], frames, sampling.cfg)
     with torch.inference_mode():
         made = decode(
-            engine.cast(engine.verifier, [request.prompt], frames, sampling.cfg).role,
+            cast.role,
             frames=[frames],
             seeds=[request.seed],
             sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),

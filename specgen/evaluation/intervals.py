@@ -39,10 +39,11 @@ class Figure:
 
     def text(self, digits: int = 2) -> str:
         """For tables: `8.41 (7.90 to 8.92)`, or `7.90 to 8.92*` when there are few clips."""
-        span = f"{self.low:.{digits}f} to {self.high:.{digits}f}"
-        if self.few:
-            return f"{span}{FEW_MARK}"
-        return f"{self.value:.{digits}f} ({span})"
+        value, low, high = (
+            f"{round(x, digits) + 0.0:.{digits}f}" for x in (self.value, self.low, self.high)
+        )
+        span = f"{low} to {high}"
+        return f"{span}{FEW_MARK}" if self.few else f"{value} ({span})"
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from specgen.evaluation.intervals import FEW, FEW_NOTE
-from specgen.evaluation.summary import figure_text, p_text, percent, sentences
+from specgen.evaluation.summary import figure_text, percent, sentences
 
 Document = dict[str, Any]
+Body = tuple[list[str], list[list[str]]]
 Table = tuple[str, list[str], list[list[str]]]
 
 
@@ -25,14 +26,17 @@ def tables(document: Document) -> list[Table]:
     made = [
         ("Sides", *_sides(document)),
         ("Identity", *_identity(document)),
+        ("Likelihood under the verifier", *_likelihood(document)),
         ("Distribution of tokens", *_distribution(document)),
-        ("Quality", *_quality(document)),
+        ("Sound", *_sound(document)),
+        ("Distance to the recordings", *_to_recordings(document)),
+        (f"Distance to {document['sides'][0]['label']}", *_to_first(document)),
         ("Speed", *_speed(document)),
     ]
     return [table for table in made if table[2]]
 
 
-def _sides(document: Document) -> tuple[list[str], list[list[str]]]:
+def _sides(document: Document) -> Body:
     heads = ["side", "lossless", "clips", "failed", "accepted", "by codebook", "tokens a pass"]
     rows = [
         [
@@ -49,7 +53,7 @@ def _sides(document: Document) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _identity(document: Document) -> tuple[list[str], list[list[str]]]:
+def _identity(document: Document) -> Body:
     heads = ["sides", "clips the same", "tokens the same", "by codebook", "promised"]
     rows = [
         [
@@ -64,7 +68,7 @@ def _identity(document: Document) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _distribution(document: Document) -> tuple[list[str], list[list[str]]]:
+def _distribution(document: Document) -> Body:
     heads = ["sides", "of", "p", "verdict", "would catch", "in"]
     rows = []
     for name in ("distribution", "short"):
@@ -83,26 +87,82 @@ def _distribution(document: Document) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _quality(document: Document) -> tuple[list[str], list[list[str]]]:
-    heads = ["side", "clips", "Fréchet", "extrapolated", "kernel", "tag KL", "spectrum dB"]
-    heads += ["text agreement", "loudness LUFS", "to"]
+def _likelihood(document: Document) -> Body:
+    heads = ["side", "tokens", "nats off", "p", "verdict", "would catch"]
     rows = []
-    for row in document["quality"]:
-        shared = [figure_text(row["text_agreement"]), figure_text(row["loudness_lufs"], 1)]
-        found = [row[key] for key in ("to_recordings", "to_first") if row[key]]
-        for part in found or [None]:
-            cells = ["-"] * 5
-            if part:
-                keys = ("frechet", "frechet_infinity", "kernel")
-                kl = part["tag_kl"] or part["tag_shift"]
-                cells = [figure_text(part[key]) for key in keys]
-                cells += [figure_text(kl), figure_text(part["spectrum_db"], 1)]
-            against = part["against"] if part else "-"
-            rows.append([row["label"], str(row["clips"]), *cells, *shared, against])
+    for row in document["likelihood"]:
+        low, high = row["interval_95"]
+        rows.append(
+            [
+                row["label"],
+                f"{row['tokens']:,}",
+                f"{row['excess_nats']:+.3f} ({low:+.3f} to {high:+.3f})",
+                f"{row['p']:.3g}",
+                "another law" if row["differs"] else "its verifier's law",
+                f"{row['detectable_nats']:.3f} nats",
+            ]
+        )
     return heads, rows
 
 
-def _speed(document: Document) -> tuple[list[str], list[list[str]]]:
+def _sound(document: Document) -> Body:
+    heads = ["side", "clips", "text agreement", "loudness LUFS", "dynamics dB", "centroid Hz"]
+    heads.append("tag KL between its seeds")
+    rows = [
+        [
+            row["label"],
+            str(row["clips"]),
+            figure_text(row["text_agreement"]),
+            figure_text(row["loudness_lufs"], 1),
+            figure_text(row["dynamics_db"], 1),
+            figure_text(row["centroid_hz"], 0),
+            figure_text(row["tag_kl_between_seeds"]),
+        ]
+        for row in document["quality"]
+    ]
+    return heads, rows
+
+
+def _to_recordings(document: Document) -> Body:
+    heads = ["side", "Fréchet", "extrapolated", "kernel", "KL of mean tags", "spectrum dB"]
+    keys = ("frechet", "frechet_infinity", "kernel", "tag_shift")
+    rows = [
+        [
+            row["label"],
+            *(figure_text(found[key]) for key in keys),
+            figure_text(found["spectrum_db"], 1),
+        ]
+        for row in document["quality"]
+        if (found := row["to_recordings"])
+    ]
+    return heads, rows
+
+
+def _to_first(document: Document) -> Body:
+    heads = [
+        "side",
+        "Fréchet",
+        "kernel",
+        "tag KL",
+        "spectrum dB",
+        "p Fréchet",
+        "p kernel",
+        "p tags",
+    ]
+    rows = [
+        [
+            row["label"],
+            *(figure_text(found[key]) for key in ("frechet", "kernel", "tag_kl")),
+            figure_text(found["spectrum_db"], 1),
+            *(f"{found['p'][key]:.2g}" for key in ("frechet", "kernel", "tag_shift")),
+        ]
+        for row in document["quality"]
+        if (found := row["to_first"])
+    ]
+    return heads, rows
+
+
+def _speed(document: Document) -> Body:
     heads = ["side", "seconds", "x real time", "times as fast", "rounds"]
     rows = []
     for row in document["speed"]:
@@ -150,12 +210,5 @@ def _extra(document: Document) -> Iterable[str]:
             )
     if any(row["clips"] < FEW for row in document["quality"]):
         yield FEW_NOTE
-    for row in document["quality"]:
-        floor = row["tag_kl_between_seeds"]
-        if floor:
-            yield f"tag KL between seeds of {row['label']}: {figure_text(floor)}"
-        if row["to_first"]:
-            ps = ", ".join(f"{key} {p_text(p)}" for key, p in row["to_first"]["p"].items())
-            yield f"{row['label']} against {row['to_first']['against']}: {ps}"
     yield from (f"note: {note}" for note in document["notes"])
     yield from (f"failed: {line}" for line in document["failures"])

@@ -82,6 +82,7 @@ def verify(preset: Preset, dtypes: Sequence[str], plan: Plan, say: Say) -> list[
             text = outcome.failures[0]
             checks.append(Check(f"{dtype}: all clips made", False, text, {}))
         checks += [identity_check(row, dtype) for row in outcome.document["identity"]]
+        checks += [likelihood_check(row, dtype) for row in outcome.document["likelihood"]]
         checks += [
             distribution_check(row, dtype, promised(outcome.document, row))
             for row in outcome.document["short"]
@@ -103,6 +104,17 @@ def identity_check(row: dict[str, Any], dtype: str) -> Check:
     if not row["expected_identical"]:
         text += " (another sample of the same law, by its rule)"
     return Check(f"{dtype}: identity, {row['b']}", row["holds"], text, row)
+
+
+def likelihood_check(row: dict[str, Any], dtype: str) -> Check:
+    """Whether a lossless side's tokens are as surprising as the verifier's law says."""
+    low, high = row["interval_95"]
+    text = (
+        f"{row['excess_nats']:+.3f} nats a token off ({low:+.3f} to {high:+.3f}, p = {row['p']:.2g}"
+        f", {row['tokens']:,} tokens); {row['detectable_nats']:.3f} would be caught"
+    )
+    ok = not row["differs"] if row["lossless"] else None
+    return Check(f"{dtype}: likelihood, {row['label']}", ok, text, row)
 
 
 def distribution_check(row: dict[str, Any], dtype: str, must_hold: bool) -> Check:

@@ -197,7 +197,7 @@ def test_sides_are_read_as_generate_reads_them(tiny: str) -> None:
         (["embedded", "embedded --rule lucky"], ["lucky"]),
         (["embedded", "embedded --no-draft", "--seeds", "0"], ["--seeds"]),
         (["embedded", "embedded --no-draft", "--prompts", "none.txt"], ["none.txt"]),
-        (["embedded", "embedded --no-draft", "-d", "900"], ["900"]),
+        (["embedded", "embedded --no-draft", "-d", "0"], ["positive"]),
         (["embedded", "embedded --no-draft", "--embedder", "nope"], ["nope", "musicnn"]),
         (["embedded", "embedded --no-draft", "--embedder", "clap"], ["clap", "weights"]),
         (["embedded", "embedded --no-draft", "--embedder", "no.such:x"], ["no.such"]),
@@ -235,7 +235,7 @@ def test_verify_passes_what_is_right(tiny: str, capsys: pytest.CaptureFixture[st
     options = ["--clips", "2", "-d", "0.2", "--short-clips", "64", "--json"]
     assert run(["verify", tiny, *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ok"] and len(found["checks"]) == 6
+    assert found["ok"] and len(found["checks"]) == 10
     assert all(check["ok"] for check in found["checks"])
 
 
