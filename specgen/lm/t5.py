@@ -8,6 +8,7 @@ condition of guidance is zeros.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -145,6 +146,7 @@ class TextEncoder:
         Raises:
             UserError: it is missing, cannot be fetched, or is corrupt.
         """
+        _check_installed()
         path = self.folder / name if self.folder is not None else self._fetch(name)
         if not path.is_file():
             raise UserError(
@@ -179,6 +181,14 @@ class TextEncoder:
                 f"'{self._command}' where there is a network, or put its files into the "
                 "checkpoint's text_encoder folder"
             ) from None
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("transformers") is None:  # it brings tokenizers and the hub
+        raise UserError(
+            "MusicGen models read their prompt through transformers, which is not installed: "
+            "pip install 'specgen[musicgen]'"
+        )
 
 
 def _read_tokenizer(path: Path) -> Any:
@@ -344,13 +354,9 @@ def build_t5(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Modul
     Raises:
         UserError: tensors that are missing, not T5's, or of the wrong shape.
     """
-    try:
-        from transformers import T5Config, T5EncoderModel
-    except ImportError:
-        raise UserError(
-            "MusicGen models read their prompt through transformers, which is not installed: "
-            "pip install 'specgen[musicgen]'"
-        ) from None
+    _check_installed()
+    from transformers import T5Config, T5EncoderModel
+
     try:
         settings = T5Config(**dict(config))
         with torch.device("meta"):

@@ -295,3 +295,11 @@ def test_a_hub_name_while_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="hf download specgen-tests/no-such-t5") as caught:
         conditioner.encode(["slow jig"])
     assert "\n" not in str(caught.value)
+
+
+def test_without_transformers_the_extra_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"pip install 'specgen\[musicgen\]'"):
+        TextEncoder("tiny", folder).ids("slow jig")
