@@ -76,10 +76,11 @@ def _opened(name: str) -> Iterator[TextIO]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read prompts from {name}: {reason}; check the path") from None
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and name != "-"):
+        os.close(handle)
+        raise UserError(f"cannot read prompts from {name}: it is no file; check the path")
     with os.fdopen(handle, "rb") as file:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and name != "-"):
-            raise UserError(f"cannot read prompts from {name}: it is no file; check the path")
         start = file.peek(4)[:4] if stat.S_ISREG(mode) else b""
         if start.startswith((b"\xff\xfe", b"\xfe\xff", b"PK\x03\x04", b"\x1f\x8b")):
             raise UserError(f"{name} is not UTF-8 text; save it as UTF-8 text, JSONL or CSV")
