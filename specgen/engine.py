@@ -9,96 +9,38 @@ for clip in engine.generate([specgen.Request("a lively jig on the fiddle", seed=
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specgen.checkpoints.native import CodecId, LMCheckpoint, codec_id, load_lm
+from specgen.checkpoints.base import CodecId, LMCheckpoint
+from specgen.checkpoints.registry import load_codec, load_lm
+from specgen.clips import Clip, Request
 from specgen.codec.base import Codec
-from specgen.codec.embedded import load_codec
 from specgen.config import Preset, check_sampling, load_preset
 from specgen.decoding.acceptance import Rule, is_biased
-from specgen.decoding.lane import Role
-from specgen.decoding.loop import (
-    Drafting,
-    Piece,
-    Progress,
-    capacity,
-    decode_pieces,
-    steps_per_frame,
-)
+from specgen.decoding.loop import Drafting, Progress, steps_per_frame
 from specgen.decoding.lossy import Kind, Leniency, Lenient
-from specgen.decoding.sampling import Sampling
-from specgen.decoding.stats import DecodeStats
 from specgen.devices import choose_device, choose_dtype, describe_device, versions
 from specgen.errors import UserError
-from specgen.listening import Continuation, Melody, continuations, melodies, read_audio, read_start
-from specgen.lm.chroma import melody_rate, prepends
-from specgen.lm.model import LMSession
+from specgen.listening import read_audio, read_start
+from specgen.lm.chroma import melody_rate as rate_of
 from specgen.settings import Settings
+from specgen.sitting import Sitting
+from specgen.windows import Window, windows
+
+__all__ = ["Clip", "Engine", "Request", "load"]
 
 SIDECAR_SCHEMA = 1
 SITTING = 1024  # requests whose conditions are held at a time
+LONGEST = 3600.0  # seconds of the longest piece
 _SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/benchmarks.md)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One clip to make.
-
-    Attributes:
-        prompt, seed: what to play, and which of all the clips that are that.
-        duration: seconds in all; None is the preset's default.
-        id: for messages and files.
-        continue_from: an audio file that the clip begins with and goes on from.
-        melody: an audio file whose melody the clip follows (melody models).
-    """
-
-    prompt: str
-    seed: int
-    duration: float | None = None
-    id: str | None = None
-    continue_from: Path | None = None
-    melody: Path | None = None
-
-
-@dataclass
-class Clip:
-    """One clip made.
-
-    Attributes:
-        request: what was asked, `duration` filled in.
-        codes: `[K, T]` int64 tokens, on the CPU.
-        audio: `[C, N]` float32 in [-1, 1], on the CPU.
-        sample_rate: of the audio.
-        stats: counts of its decode.
-        timings: seconds; `decode_seconds` from its entering the batch to its last token, in the
-            company of the others there.
-        lossless: whether the tokens follow the verifier's own distribution.
-        unknown_words: words of the prompt that no model knows.
-        continuation, melody: what it goes on from and follows, if it was asked to.
-    """
-
-    request: Request
-    codes: Tensor
-    audio: Tensor
-    sample_rate: int
-    stats: DecodeStats
-    timings: dict[str, float]
-    lossless: bool
-    unknown_words: list[str] = field(default_factory=list)
-    continuation: Continuation | None = None
-    melody: Melody | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self.audio.shape[-1] / self.sample_rate
 
 
 def load(
@@ -129,20 +71,20 @@ def load(
     place = choose_device(device)
     node = preset.node
     verifier = load_lm(
-        preset.folder(node.verifier.checkpoint),
+        preset.fetch(node.verifier.checkpoint),
         place,
         choose_dtype(dtype or node.verifier.dtype, place),
     )
     drafter = None
     if draft and node.drafter is not None:
         drafter = load_lm(
-            preset.folder(node.drafter.checkpoint),
+            preset.fetch(node.drafter.checkpoint),
             place,
             choose_dtype(dtype or node.drafter.dtype, place),
         )
-    folder = preset.folder(node.codec.checkpoint)
-    codec = load_codec(folder).to(place)
-    _check_together(verifier, drafter, codec_id(folder))
+    codec, identity = load_codec(preset.fetch(node.codec.checkpoint), verifier.codec)
+    codec.to(place)
+    _check_together(verifier, drafter, identity)
     check_settings(settings, verifier, drafter)
     for model in (verifier, drafter):
         if model is not None:
@@ -150,30 +92,9 @@ def load(
     if place.type == "cpu":
         few = max(m.lm.parameter_count() for m in (verifier, drafter) if m is not None) <= _SMALL
         torch.set_num_threads(threads or (1 if few else torch.get_num_threads()))
-    engine = Engine(preset, settings, place, verifier, drafter, codec, codec_id(folder).fingerprint)
+    engine = Engine(preset, settings, place, verifier, drafter, codec, identity.fingerprint)
     engine.load_seconds = time.perf_counter() - began
     return engine
-
-
-@dataclass(frozen=True)
-class Cast:
-    """A model in its part, with the conditions of every prompt it will be given.
-
-    Attributes:
-        role: for the decode loop.
-        session: the model's.
-        condition, mask: `[P, L, condition_dim]` and `[P, L]` of P prompts.
-    """
-
-    role: Role
-    session: LMSession
-    condition: Tensor
-    mask: Tensor
-
-    def admit(self, row: int, prompt: int) -> None:
-        """Let a row follow a prompt."""
-        if not row == prompt < self.session.rows:  # the first ones are in their places
-            self.session.admit(row, self.condition[prompt], self.mask[prompt])
 
 
 class Engine:
@@ -207,7 +128,7 @@ class Engine:
 
     @property
     def max_seconds(self) -> float:
-        """The longest clip, by the preset and by every model."""
+        """The longest that is made at once, by the preset and by every model."""
         models = [m for m in (self.verifier, self.drafter) if m is not None]
         frames = min(m.max_frames for m in models)
         return min(self.preset.node.duration.max, frames / self.codec.frame_rate)
@@ -220,12 +141,24 @@ class Engine:
         """
         if not math.isfinite(duration) or duration <= 0:
             raise UserError(f"duration must be a positive number of seconds, got {duration:g}")
-        if duration > self.max_seconds:
+        if duration > LONGEST:
             raise UserError(
-                f"duration {duration:g} s is beyond the {self.max_seconds:g} s that preset "
-                f"{self.preset.name} was made for; ask for at most {self.max_seconds:g}"
+                f"duration {duration:g} s is beyond {LONGEST:g} s, the longest piece; make it in "
+                "parts with --continue-from"
             )
         return max(1, round(duration * self.codec.frame_rate))
+
+    def windows(self, request: Request, given: int = 0) -> list[Window]:
+        """How a piece is made: at once, or where it is longer than that, by windows that overlap;
+        each of its prompts begins one. `given` frames are there from the start."""
+        rate = self.codec.frame_rate
+        longest = max(1, int(self.max_seconds * rate + 0.5))
+        node = self.preset.node.duration
+        stride = node.stride or 0.6 * node.max  # audiocraft's 18 s of 30 s
+        sections = [0, *(round(at * rate) for at, _ in request.sections)]
+        total = self.frames(request.duration or 0.0)
+        stride_frames = max(1, min(longest, round(stride * rate)))
+        return windows(total, longest, stride_frames, sections, given)
 
     def check(self, request: Request) -> Request:
         """The request with its duration filled in.
@@ -234,21 +167,32 @@ class Engine:
             UserError: an empty or too long prompt, a duration or seed out of range, audio that
                 cannot be gone on from, a melody that cannot be followed.
         """
-        if not request.prompt.strip():
-            raise UserError(
-                "the prompt is empty; say what to play, such as 'a slow air on the flute'"
-            )
-        self.verifier.conditioner.tokenize(request.prompt)
+        for prompt in request.prompts:
+            if not prompt.strip():
+                raise UserError(
+                    "the prompt is empty; say what to play, such as 'a slow air on the flute'"
+                )
+            self.verifier.conditioner.tokenize(prompt)
         duration = (
             self.preset.node.duration.default if request.duration is None else request.duration
         )
         if not 0 <= request.seed < 2**63:
             raise UserError(f"seed must lie between 0 and 2^63 - 1, got {request.seed}")
         self.frames(duration)
+        times = [0.0, *(at for at, _ in request.sections), duration]
+        if any(b - a < 1 / self.codec.frame_rate for a, b in itertools.pairwise(times)):
+            raise UserError(
+                f"prompts must begin one after the other within the {duration:g} s of the piece, "
+                f"got times {', '.join(f'{at:g}' for at in times[1:-1])}"
+            )
         if request.continue_from is not None:
             read_start(request.continue_from, self.codec, duration)
         if request.melody is not None:
-            read_audio(request.melody, self._melody_rate(), 1)
+            read_audio(request.melody, self.melody_rate(), 1)
+            if duration > self.max_seconds:
+                raise UserError(
+                    f"a melody is followed for at most {self.max_seconds:g} s; ask for that"
+                )
         return replace(request, duration=duration)
 
     def generate(
@@ -258,6 +202,7 @@ class Engine:
         batch: int = 16,
         in_order: bool = True,
         on_round: Callable[[Progress], None] | None = None,
+        on_audio: Callable[[Request, Tensor], None] | None = None,
     ) -> Iterator[Clip]:
         """Make clips, `batch` at a time: where one is done, the next takes its place.
 
@@ -268,6 +213,8 @@ class Engine:
             batch: most clips decoded together.
             in_order: yield clips in the order of their requests; False: as they are done.
             on_round: called after every round of the decode loop.
+            on_audio: called with each clip's audio (`[C, n]`, on the CPU) as it comes to be, in
+                order; together it is the clip's audio. For a codec that decodes growing pieces.
 
         Raises:
             UserError: a request that cannot be met; all are checked before any work is done.
@@ -277,7 +224,7 @@ class Engine:
             sitting = checked[first : first + SITTING]
             early: dict[int, Clip] = {}
             wanted = 0
-            for index, clip in self._sitting(sitting, batch, on_round):
+            for index, clip in Sitting(self, sitting, batch, on_round, on_audio).clips():
                 if not in_order:
                     yield clip
                     continue
@@ -285,79 +232,6 @@ class Engine:
                 while wanted in early:
                     yield early.pop(wanted)
                     wanted += 1
-
-    def _sitting(
-        self, requests: list[Request], batch: int, on_round: Callable[[Progress], None] | None
-    ) -> Iterator[tuple[int, Clip]]:
-        """Clips as they are done, with the places of their requests."""
-        sampling = self.settings.sampling
-        began = self._now()
-        frames = [self.frames(r.duration or 0.0) for r in requests]
-        starts = continuations([r.continue_from for r in requests], self.codec, self.device)
-        pieces = [
-            Piece(T, r.seed, None if start is None else start.codes)
-            for T, r, start in zip(frames, requests, starts, strict=True)
-        ]
-        prompts = [r.prompt for r in requests]
-        longest, rows = max(piece.frames for piece in pieces), min(batch, len(pieces))
-        admitted = [self._now()] * len(requests)
-        tunes: list[Melody | None] = [None] * len(requests)
-        if any(r.melody for r in requests):
-            tunes = melodies([r.melody for r in requests], self._melody_rate())
-        casts = [self.cast(self.verifier, prompts, longest, sampling.cfg, rows, tunes)]
-        if self.drafter is not None:
-            guidance = sampling.cfg if self.settings.drafter_cfg else None
-            casts.append(self.cast(self.drafter, prompts, longest, guidance, rows, tunes))
-        conditioned = self._now()
-
-        def admit(row: int, index: int) -> None:
-            admitted[index] = self._now()
-            for cast in casts:
-                cast.admit(row, index)
-
-        made = decode_pieces(
-            casts[0].role,
-            casts[1].role if len(casts) > 1 else None,
-            pieces,
-            rows=rows,
-            sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
-            drafting=self.drafting,
-            on_admit=admit,
-            on_round=on_round,
-        )
-        while True:
-            with torch.inference_mode():  # not around a yield: it would leak to the caller
-                piece = next(made, None)
-                if piece is None:
-                    return
-                drawn = self._now()
-                wave = self.codec.decode(piece.codes[None])[0].float().cpu()
-            request = requests[piece.index]
-            seconds = {
-                "condition_seconds": conditioned - began,
-                "decode_seconds": drawn - admitted[piece.index],
-                "codec_seconds": self._now() - drawn,
-            }
-            pace = wave.shape[-1] / self.codec.sample_rate / sum(seconds.values())
-            yield (
-                piece.index,
-                Clip(
-                    request,
-                    piece.codes.cpu(),
-                    wave,
-                    self.codec.sample_rate,
-                    piece.stats,
-                    {
-                        "load_seconds": self.load_seconds,
-                        **seconds,
-                        "audio_seconds_per_second": pace,
-                    },
-                    self.lossless,
-                    self.verifier.conditioner.tokenize(request.prompt).unknown,
-                    starts[piece.index],
-                    tunes[piece.index],
-                ),
-            )
 
     @property
     def drafting(self) -> Drafting:
@@ -371,48 +245,20 @@ class Engine:
             lenient(settings.lossy, self.codec),
         )
 
-    def cast(
-        self,
-        model: LMCheckpoint,
-        prompts: list[str],
-        frames: int,
-        guidance: float | None,
-        rows: int | None = None,
-        tunes: Sequence[Melody | None] = (),
-    ) -> Cast:
-        """A model ready to decode up to `frames` frames for each prompt, `rows` of them at a time
-        (None: all), each after its melody if the model follows any."""
-        rows = rows or len(prompts)
-        with torch.inference_mode():
-            waves = [tune and tune.wav for tune in tunes]
-            follows = any(tunes) and melody_rate(model.conditioner) is not None
-            condition, mask = model.conditioner.encode(prompts, *([waves] if follows else []))
-            session = LMSession(
-                model.lm,
-                rows=rows,
-                capacity=capacity(model.pattern, frames),
-                condition=condition[:rows],
-                mask=mask[:rows],
-                null=model.conditioner.null(),
-                guidance=guidance,
-                prepend=prepends(model.conditioner),
-            )
-        return Cast(Role(session, model.pattern), session, condition, mask)
-
-    def _melody_rate(self) -> int:
+    def melody_rate(self) -> int:
         """Sample rate at which the verifier reads melodies.
 
         Raises:
             UserError: it follows none.
         """
-        rate = melody_rate(self.verifier.conditioner)
+        rate = rate_of(self.verifier.conditioner)
         if rate is None:
             raise UserError(
                 f"{self.verifier.name} follows no melody: use a preset of a melody model"
             )
         return rate
 
-    def _now(self) -> float:
+    def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -424,6 +270,7 @@ class Engine:
             "schema": SIDECAR_SCHEMA,
             "id": clip.request.id,
             "prompt": clip.request.prompt,
+            "sections": [list(section) for section in clip.request.sections],
             "unknown_words": clip.unknown_words,
             "seed": clip.request.seed,
             "preset": self.preset.reference,
@@ -464,7 +311,7 @@ def _check_together(verifier: LMCheckpoint, drafter: LMCheckpoint | None, codec:
     for role, model in models:
         if model is None:
             continue
-        for name in ("codebooks", "card", "frame_rate", "sample_rate"):
+        for name in ("codebooks", "card", "frame_rate", "sample_rate", "channels"):
             ours, theirs = getattr(codec, name), getattr(model.codec, name)
             if ours != theirs:
                 raise UserError(

@@ -79,7 +79,9 @@ def test_greedy_needs_no_seed(tiny: str) -> None:
         (Request("air", 1, 0.0), "positive"),
         (Request("air", 1, -3.0), "positive"),
         (Request("air", 1, float("nan")), "positive"),
-        (Request("air", 1, 2.5), "at most 2"),
+        (Request("air", 1, 3601), "3601 s is beyond 3600"),
+        (Request("air", 1, 2.0, sections=((3.0, "a reel"),)), "one after the other"),
+        (Request("air", 1, 2.0, sections=((1.0, " "),)), "empty"),
         (Request("air", -1), "seed"),
     ],
 )

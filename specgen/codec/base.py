@@ -34,3 +34,15 @@ class Codec(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """`codes [B, K, T]` int64 to `wav [B, C, N]` float32."""
         ...
+
+
+class DecodeStream(Protocol):
+    """A piece that is decoded while it grows; codecs that can offer it as `stream()`."""
+
+    def push(self, codes: Tensor) -> Tensor:
+        """More tokens `[1, K, n]`, in order; returns the audio `[1, C, m]` they make possible."""
+        ...
+
+    def finish(self) -> Tensor:
+        """The rest of the audio, `[1, C, m]`."""
+        ...

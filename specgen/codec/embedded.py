@@ -92,7 +92,6 @@ class EmbeddedCodec(nn.Module):
         wav: Tensor = self.decoder(self.quantizer.decode(codes))
         return wav[:, None]
 
-
     @property
     def margin(self) -> int:
         """Frames to either side that reach a sample of the decoded audio."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_STEPS = 48
+MAX_STEPS = 48  # a verify pass has one column more, and must fit into `lane.MAX_BLOCK`
 _PRIOR_JUDGED = 8.0  # weight of the prior acceptance, in judged steps
 _FORGET = 0.98
 _PROBE = 24  # rounds without a draft before one is tried again

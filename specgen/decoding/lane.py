@@ -13,6 +13,9 @@ from torch import Tensor
 
 from specgen.patterns import Coord, Pattern, PatternSpec
 
+MAX_BLOCK = 50  # columns of a pass; what a cache must hold beyond the longest sequence
+_PART = 512  # columns of a given start that are fed at once, where there is room
+
 # A coordinate to read or write: its row, the place of its predicting column in the block, itself.
 Where = Sequence[tuple[int, int, Coord]]
 
@@ -153,22 +156,36 @@ class Lane:
         Returns:
             The hidden states of the block and each row's first column.
         """
-        starts = list(self.fed)
         # A row that rides along keeps its last settled column for its own turn: what that column
         # predicts is read from the pass that feeds it.
         ends = list(self.known)
         for r in rows:
             ends[r] = (self.known[r] if upto is None else upto[r]) + 1
-        size = max(ends[r] - starts[r] for r in rows)
+        while True:
+            starts = list(self.fed)
+            missing = {r: ends[r] - starts[r] for r in rows}
+            size = max(missing.values())
+            # A given start is fed in parts first, so that no row that rides along runs out of room.
+            most = max(MAX_BLOCK, min(_PART, self._scorer.capacity - max(starts)))
+            if size <= most:
+                break
+            part = min(most, size - MAX_BLOCK)
+            self._pass(starts, part)
+            for r in rows:
+                self.fed[r] += max(0, min(part, missing[r] - MAX_BLOCK))
+        hidden = self._pass(starts, size)
+        self.fed = [max(s, min(s + size, e)) for s, e in zip(starts, ends, strict=True)]
+        return hidden, starts
+
+    def _pass(self, starts: list[int], size: int) -> Tensor:
+        """Run `size` columns of every row from its start on."""
         if min(starts) == max(starts):
             block = self._sequence[..., starts[0] : starts[0] + size]
         else:
             first = torch.tensor(starts, device=self.device)
             index = first[:, None, None] + torch.arange(size, device=self.device)
             block = self._sequence.gather(2, index.expand(-1, self.codebooks, -1))
-        hidden = self._scorer.feed(block, starts)
-        self.fed = [max(s, min(s + size, e)) for s, e in zip(starts, ends, strict=True)]
-        return hidden, starts
+        return self._scorer.feed(block, starts)
 
     def logits(self, hidden: Tensor, where: Where) -> Tensor:
         """`[M, card]` logits of coordinates, read at their predicting columns."""

@@ -10,8 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from specgen.decoding.draft_length import MAX_STEPS
-from specgen.decoding.lane import Role
+from specgen.decoding.lane import MAX_BLOCK, Role
 from specgen.decoding.rounds import Batch, Drafting, Finished, Piece
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
@@ -64,7 +63,7 @@ def steps_per_frame(pattern: PatternSpec) -> int:
 
 def capacity(pattern: PatternSpec, frames: int) -> int:
     """Cache positions that decoding up to `frames` frames in this pattern needs."""
-    return pattern.of(frames).steps + MAX_STEPS + 2
+    return pattern.of(frames).steps + MAX_BLOCK
 
 
 def decode(
