@@ -60,6 +60,7 @@ def bootstrap(
     paired: bool,
     rounds: int = 200,
     seed: int = 0,
+    least: float = -np.inf,
 ) -> Figure:
     """A statistic of one or more sets of clips, with a bootstrap interval (Efron 1979).
 
@@ -72,6 +73,7 @@ def bootstrap(
         paired: row i is the same prompt and seed on every side: resample rows together.
         rounds: resamples.
         seed: of the resampling.
+        least: what the statistic cannot lie below, nor its interval.
 
     Raises:
         ValueError: paired sides of unequal length.
@@ -85,7 +87,9 @@ def bootstrap(
         rows = _rows(rng, sides, paired)
         found.append(statistic(*(s[i] for s, i in zip(sides, rows, strict=True))))
     spread = Z95 * float(np.std(found, ddof=1))
-    return Figure(value, value - spread, value + spread, min(len(side) for side in sides))
+    return Figure(
+        value, max(value - spread, least), value + spread, min(len(side) for side in sides)
+    )
 
 
 def _rows(

@@ -108,7 +108,7 @@ def comparison_page(document: dict[str, Any], runs: Sequence[Run], players: int)
     few = any(row["clips"] < FEW for row in document["quality"])
     return render(
         {
-            "title": " | ".join(sides),
+            "title": _title(sides),
             "about": about,
             "sentences": sentences(document),
             "passed": passed(document) and not document["failures"],
@@ -121,6 +121,12 @@ def comparison_page(document: dict[str, Any], runs: Sequence[Run], players: int)
             "sounds": sounds.stored,
         }
     )
+
+
+def _title(sides: Sequence[str]) -> str:
+    if len(sides) <= 3:
+        return " | ".join(sides)
+    return f"{sides[0]} and {len(sides) - 1} other ways"
 
 
 def _shown(runs: Sequence[Run], players: int) -> list[int]:

@@ -108,23 +108,23 @@ def distance(reference: Heard, side: Heard, *, paired: bool) -> dict[str, Any] |
 
     kernel = partial(kernel_distance, paired=paired)
 
-    def figure(statistic: Any, name: str) -> dict[str, Any]:
+    def figure(statistic: Any, name: str, least: float = 0.0) -> dict[str, Any]:
         a, b = getattr(reference, name), getattr(side, name)
-        return bootstrap(statistic, a, b, paired=paired, rounds=100).as_dict()
+        return bootstrap(statistic, a, b, paired=paired, rounds=100, least=least).as_dict()
 
     found = {
         "against": reference.label,
         "frechet": figure(frechet_distance, "embeddings"),
         # The extrapolation supposes that no clip is on both sides.
-        "frechet_infinity": None if paired else figure(frechet_infinity, "embeddings"),
-        "kernel": figure(kernel, "embeddings"),
+        "frechet_infinity": None if paired else figure(frechet_infinity, "embeddings", -np.inf),
+        "kernel": figure(kernel, "embeddings", -np.inf),
         "spectrum_db": figure(signals.spectrum_distance, "signal"),
         "tag_shift": figure(tag_shift, "tags"),
         "tag_kl": None,
         "p": None,
     }
     if paired:
-        found["tag_kl"] = mean(divergences(reference.tags, side.tags)).as_dict()
+        found["tag_kl"] = mean(divergences(reference.tags, side.tags), least=0.0).as_dict()
         found["p"] = _tests(reference, side)
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 from specgen.evaluation.intervals import Figure
 
 Document = dict[str, Any]
+_FEW_SIDES = 3  # up to which every side has sentences of its own
 
 
 def figure_text(row: dict[str, Any] | None, digits: int = 2) -> str:
@@ -31,20 +32,63 @@ def p_text(p: float) -> str:
 
 
 def sentences(document: Document) -> list[str]:
-    """What was found, most important first."""
-    said = [_identity(row) for row in document["identity"]]
-    said += [_likelihood(row) for row in document["likelihood"]]
-    differing = [row for row in document["distribution"] if any(row["total_variation"].values())]
-    said += [_distribution(row, "clips") for row in differing]  # the same tokens need no test
-    said += [_distribution(row, "very short clips") for row in document["short"]]
-    said += [text for row in document["quality"] if (text := _quality(row))]
-    said += [text for row in document["speed"][1:] if (text := _speed(row, document["speed"][0]))]
+    """What was found, most important first; many sides are summed up."""
+    few = len(document["sides"]) <= _FEW_SIDES
+    said = [_identity(row) for row in document["identity"] if few or row["holds"] is not None]
+    said += _each_side(document) if few else _all_sides(document)
     lossy = [row["label"] for row in document["sides"] if not row["lossless"]]
     if lossy:
         said.append(f"LOSSY by choice: {', '.join(lossy)}.")
     if document["interrupted"]:
         said.append("The run was interrupted: these are the clips made until then.")
     return said
+
+
+def _each_side(document: Document) -> list[str]:
+    said = [_likelihood(row) for row in document["likelihood"]]
+    said += [_distribution(row, "clips") for row in _drawn(document)]
+    said += [_distribution(row, "very short clips") for row in document["short"]]
+    said += [text for row in document["quality"] if (text := _quality(row))]
+    return said + [t for row in document["speed"][1:] if (t := _speed(row, document["speed"][0]))]
+
+
+def _all_sides(document: Document) -> list[str]:
+    """One sentence a question, naming the sides."""
+    first = document["sides"][0]["label"]
+    heard = [row for row in document["quality"] if row["to_first"]]
+    questions = [
+        ("draw from another law than their verifier's", document["likelihood"], _differs),
+        (f"differ from {first} in token statistics", _drawn(document), _differs),
+        (f"differ from {first} to the tagger's ear", heard, _seen),
+    ]
+    said = []
+    for what, rows, test in questions:
+        yes = [row.get("b") or row["label"] for row in rows if test(row)]
+        no = [row.get("b") or row["label"] for row in rows if not test(row)]
+        if rows:
+            said.append(f"Sides that {what}: {_list(yes)}. Not: {_list(no)}.")
+    quick = [row for row in document["speed"][1:] if row["speedup"]]
+    if quick:
+        best = max(quick, key=lambda row: float(row["speedup"]["value"]))
+        said.append(f"Fastest: {_speed(best, document['speed'][0])}")
+    return said
+
+
+def _list(labels: list[str]) -> str:
+    return ", ".join(labels) or "none"
+
+
+def _drawn(document: Document) -> list[Document]:
+    """Tests of clips that are not the same on both sides; the same tokens need no test."""
+    return [row for row in document["distribution"] if any(row["total_variation"].values())]
+
+
+def _differs(row: Document) -> bool:
+    return bool(row["differs"])
+
+
+def _seen(row: Document) -> bool:
+    return any(p <= 0.01 for p in row["to_first"]["p"].values())
 
 
 def _identity(row: Document) -> str:

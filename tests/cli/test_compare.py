@@ -281,18 +281,20 @@ def test_lossy_clips_say_so_everywhere(
     assert run([*again, "--out", str(tmp_path / "again.wav")]) == 0
     assert "specgen: the same tokens" in capsys.readouterr().err
 
-    sides = [tiny, f"{tiny} --lossy groups:0.2", f"{tiny} --lossy typical:0.1"]
+    modes = ("groups:0.2", "typical:0.1", "typical:0.5")
+    sides = [tiny, *(f"{tiny} --lossy {mode}" for mode in modes)]
     out = tmp_path / "report"
     options = ["--prompts", prompts, "--seeds", "4", "-d", "0.2", "--short-clips", "0"]
     assert run(["compare", *sides, *options, "--report", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("LOSSY") >= 3
+    assert printed.count("LOSSY") >= 4
+    assert "in token statistics" in printed and "LOSSY by choice" in printed
     page = (out / "index.html").read_text()
     assert '<td class="lossy">LOSSY</td>' in page
     assert "Speed against distance" in page and "groups" in page
     document = json.loads((out / "results.json").read_text())
-    assert [row["lossless"] for row in document["sides"]] == [True, False, False]
-    assert [row["expected_identical"] for row in document["identity"]] == [False, False]
+    assert [row["lossless"] for row in document["sides"]] == [True, False, False, False]
+    assert [row["expected_identical"] for row in document["identity"]] == [False] * 3
 
 
 def test_lossy_modes_that_cannot_be(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
