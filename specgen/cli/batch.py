@@ -52,6 +52,7 @@ class Options:
     address: str | None
     actors: int | None
     continue_from: Path | None = None
+    melody: Path | None = None
 
 
 def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
@@ -93,7 +94,8 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
             options.threads,
             base.absolute(),
             options.duration,
-            None if options.continue_from is None else str(options.continue_from.absolute()),
+            _absolute(options.continue_from),
+            _absolute(options.melody),
         ),
         prompts_format=options.prompts_format,
         seed=options.seed,
@@ -119,6 +121,10 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
     if as_json:
         print(json.dumps(document(summary, bar), ensure_ascii=False))
     return 0 if summary.complete else 1
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _execute(job: Job, options: Options, bar: report.JobBar) -> Summary:

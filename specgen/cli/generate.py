@@ -171,6 +171,7 @@ def generate(
             address=address,
             actors=actors,
             continue_from=continue_from,
+            melody=melody,
         )
         raise typer.Exit(batches.run_job(options, as_json=as_json, verbose=verbose))
     if from_sidecar is not None:

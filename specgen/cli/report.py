@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
     from specgen.engine import Clip, Engine
     from specgen.jobs.manifest import Entry
-    from specgen.jobs.work import Outcome
+    from specgen.jobs.work import Outcome, Todo
 
 
 def summary(clip: Clip, path: Path) -> str:
@@ -178,7 +178,7 @@ class JobBar:
         self._failed = self._kept = self._rows = 0
         self._total = self._done = 0.0  # seconds of audio
         self._call = self._before = 0.0  # of the present call of the engine, and before it
-        self._began = 0.0
+        self._began = self._shown = 0.0
         self._redraw: Callable[[str, float], None] | None = None
         self._close: Callable[[], None] = lambda: None
         self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
@@ -221,12 +221,14 @@ class JobBar:
         self._redraw = redraw
         self._show()
 
-    def round(self, progress: Progress, frame_rate: float) -> None:
+    def round(self, given: Sequence[Todo], frame_rate: float, progress: Progress) -> None:
         call = progress.frames_done / frame_rate
         if call < self._call:  # the engine was called anew
             self._before = self._done
         self._call = call
-        self._show(progress)
+        if self._redraw is not None and time.perf_counter() - self._shown > 0.2:
+            self._shown = time.perf_counter()
+            self._show(_running(given, progress))
 
     def outcome(self, outcome: Outcome) -> None:
         entry = outcome.entry
@@ -249,13 +251,10 @@ class JobBar:
             print(path, flush=True)
         self._show()
 
-    def _show(self, progress: Progress | None = None) -> None:
-        if self._redraw is None:
-            return
-        rows = getattr(progress, "rows", ())
-        shown = "  ".join(f"{name} {share:.0%}" for name, share in rows[:3])
-        more = f" +{len(rows) - 3}" if len(rows) > 3 else ""
-        self._redraw(shown + more, max(self._done, self._before + self._call))
+    def _show(self, running: Sequence[str] = ()) -> None:
+        if self._redraw is not None:
+            shown = "  ".join(running[:3]) + (f"  +{len(running) - 3}" if running[3:] else "")
+            self._redraw(shown, max(self._done, self._before + self._call))
 
     def _counts(self) -> str:
         text = f"{self.made + self._kept}/{self._rows} clips"
@@ -269,3 +268,12 @@ class JobBar:
         left = max(0.0, self._total - seconds) / pace
         hours, rest = divmod(round(left), 3600)
         return f"{pace:.2f} x real time, {hours}:{rest // 60:02d}:{rest % 60:02d} left"
+
+
+def _running(given: Sequence[Todo], progress: Progress) -> list[str]:
+    """The rows that are being decoded, each with how far it is."""
+    shares = []
+    for index, codes in progress.running.items():
+        row = given[index]
+        shares.append(f"{row.request.id} {min(1.0, codes().shape[-1] / row.frames):.0%}")
+    return shares

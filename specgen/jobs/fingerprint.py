@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 SCHEMA = 1  # rises when a new version makes other clips from the same values
 
 
-def fingerprint(engine: Engine, request: Request, continuation: str | None = None) -> str:
+def fingerprint(engine: Engine, request: Request, heard: Mapping[str, str]) -> str:
     """Hash of what decides a clip.
 
     Args:
         engine: its preset, checkpoints, settings and dtypes count; its device does not.
-        request: checked; its prompt, seed and length in frames count, its id does not.
-        continuation: sha256 of the audio file that is continued.
+        request: checked; its prompts, seed and length in frames count, its id does not.
+        heard: sha256 of the audio files that it begins with or follows; their paths do not count.
     """
     drafter = engine.drafter
     values = {
@@ -30,7 +31,8 @@ def fingerprint(engine: Engine, request: Request, continuation: str | None = Non
         "prompt": request.prompt,
         "seed": request.seed,
         "frames": engine.frames(request.duration or 0.0),
-        "continuation": continuation,
+        "sections": [[at, prompt] for at, prompt in request.sections],
+        "heard": dict(heard),
         "preset": engine.preset.sha256,
         "verifier": engine.verifier.sha256,
         "drafter": None if drafter is None else drafter.sha256,
@@ -41,16 +43,16 @@ def fingerprint(engine: Engine, request: Request, continuation: str | None = Non
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def continuation_sha256(path: Path) -> str:
-    """sha256 of a file to continue.
+def audio_sha256(path: Path) -> str:
+    """sha256 of an audio file that a row names.
 
     Raises:
         UserError: it is no regular file, or cannot be read.
     """
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"cannot continue {path}: it is not a regular file")
+            raise UserError(f"{path} is not a regular file; give an audio file")
         return file_sha256(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot continue {path}: {reason}; check the path") from None
+        raise UserError(f"cannot read {path}: {reason}; check the path") from None

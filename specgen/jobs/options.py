@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from specgen.settings import Settings
 
 CHANGES = (
+    "lossy",
     "rule",
     "draft_frames",
     "draft_temperature",

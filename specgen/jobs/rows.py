@@ -113,6 +113,21 @@ def _listed(value: Any) -> str:
     return str(_number(value)) if isinstance(value, (int, float)) else _text(value)
 
 
+def _sections(value: Any) -> list[tuple[float, str]]:
+    """`[[30, "a reel"], ...]` or `{"30": "a reel", ...}`, in a CSV file as such a text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError('write [[30, "a reel"]]: pairs of seconds and prompt') from None
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(pairs, list) or any(
+        not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs
+    ):
+        raise ValueError('write [[30, "a reel"]]: pairs of seconds and prompt')
+    return [(_number(at), _text(text)) for at, text in pairs]
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "id": _id,
     "prompt": _text,
@@ -130,6 +145,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "drafter_cfg": _yes_no,
     "dtype": _text,
     "continue_from": _text,
+    "melody": _text,
+    "prompt_at": _sections,
+    "lossy": _text,
 }
 COLUMNS = tuple(_READERS)
 

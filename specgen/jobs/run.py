@@ -18,7 +18,7 @@ from specgen.jobs.options import Recipe
 from specgen.jobs.prompt_files import read_prompts
 from specgen.jobs.rows import BadRow, Row, name_key, rows_of, unsafe_name
 from specgen.jobs.shards import Shard
-from specgen.jobs.work import Outcome, Place, Task, Worker
+from specgen.jobs.work import Outcome, Place, Task, Todo, Worker
 
 if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
@@ -64,6 +64,7 @@ class Job:
             "options": dict(self.recipe.changes),
             "duration": self.place.duration,
             "continue_from": self.place.continue_from,
+            "melody": self.place.melody,
             "seed": self.seed,
             "count": self.count,
             "name": self.template.text,
@@ -78,8 +79,8 @@ class Watcher(Protocol):
     def begin(self, rows: int, seconds: float) -> None:
         """So many rows, about so many seconds of audio."""
 
-    def round(self, progress: Progress, frame_rate: float) -> None:
-        """After every round of decoding; frames are of the present call of the engine."""
+    def round(self, given: Sequence[Todo], frame_rate: float, progress: Progress) -> None:
+        """After every round of decoding; progress is of the rows given to the engine at once."""
 
     def outcome(self, outcome: Outcome) -> None:
         """A row is settled."""

@@ -8,13 +8,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specgen import audio
 from specgen.checkpoints.native import file_sha256
 from specgen.errors import UserError
-from specgen.jobs.fingerprint import continuation_sha256, fingerprint
+from specgen.jobs.fingerprint import audio_sha256, fingerprint
 from specgen.jobs.folder import check_there
 from specgen.jobs.manifest import Entry
 from specgen.jobs.options import Recipe
@@ -35,9 +36,9 @@ class Place:
         kind: wav, flac or ogg.
         batch: rows in flight; None chooses by memory.
         device, threads: as for `specgen.load`.
-        base: where relative paths of `continue_from` start.
+        base: where relative paths of `continue_from` and `melody` start.
         duration: seconds of rows that do not say; None is the preset's.
-        continue_from: of rows that do not say.
+        continue_from, melody: of rows that do not say.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Place:
     base: Path = Path()
     duration: float | None = None
     continue_from: str | None = None
+    melody: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,10 @@ class Outcome:
     clip: Clip | None = None
 
 
+# Is told which rows the engine was given, frames a second, and how far it is.
+OnRound = Callable[[Sequence[Todo], float, "Progress"], None]
+
+
 class Worker:
     """Loads engines as recipes ask for them, one at a time, and makes rows."""
 
@@ -127,7 +133,7 @@ class Worker:
         recipe: Recipe,
         tasks: Sequence[Task],
         recorded: Mapping[str, Entry],
-        on_round: Callable[[Progress, float], None] | None = None,
+        on_round: OnRound | None = None,
     ) -> Iterator[Outcome]:
         """What becomes of rows of one recipe: those that were made before are kept, the others are
         made. When the models cannot be loaded, every row fails for that reason.
@@ -136,7 +142,7 @@ class Worker:
             recipe: of all these rows.
             tasks: the rows.
             recorded: what a manifest says of rows, by id.
-            on_round: called after every round with the frames so far, and frames a second.
+            on_round: called after every round.
         """
         prompts = {task.row.id: task.row.prompt for task in tasks}
         try:
@@ -153,12 +159,7 @@ class Worker:
         for entry, length in plan.kept:
             yield Outcome(entry, prompts[entry.id], length / rate, kept=True)
         frames = {todo.request.id: todo.frames for todo in plan.todo}
-
-        def heard(progress: Progress) -> None:
-            if on_round is not None:
-                on_round(progress, rate)
-
-        for entry, clip in self.make(engine, plan.todo, heard):
+        for entry, clip in self.make(engine, plan.todo, on_round):
             yield Outcome(entry, prompts[entry.id], frames[entry.id] / rate, clip=clip)
 
     def plan(self, engine: Engine, tasks: Sequence[Task], recorded: Mapping[str, Entry]) -> Plan:
@@ -182,11 +183,21 @@ class Worker:
         from specgen.engine import Request
 
         row, place = task.row, self.place
-        source = row.options.get("continue_from", place.continue_from)
-        start = None if source is None else place.base / source
-        heard = None if start is None else continuation_sha256(start)
-        duration = row.options.get("duration", place.duration)
-        request = engine.check(Request(row.prompt, row.seed, duration, row.id, start))
+        sources = {
+            "continue_from": row.options.get("continue_from", place.continue_from),
+            "melody": row.options.get("melody", place.melody),
+        }
+        files = {name: place.base / path for name, path in sources.items() if path is not None}
+        heard = {name: audio_sha256(path) for name, path in files.items()}
+        request = Request(
+            row.prompt,
+            row.seed,
+            row.options.get("duration", place.duration),
+            row.id,
+            sections=tuple((at, text) for at, text in row.options.get("prompt_at", ())),
+            **files,
+        )
+        request = engine.check(request)
         return Todo(
             request,
             f"{task.name}.{place.kind}",
@@ -214,7 +225,7 @@ class Worker:
         self,
         engine: Engine,
         todo: Sequence[Todo],
-        on_round: Callable[[Progress], None] | None = None,
+        on_round: OnRound | None = None,
     ) -> Iterator[tuple[Entry, Clip | None]]:
         """Make rows and write their files; a row that fails is told and leaves the others.
 
@@ -230,7 +241,7 @@ class Worker:
         self,
         engine: Engine,
         todo: Sequence[Todo],
-        on_round: Callable[[Progress], None] | None,
+        on_round: OnRound | None,
     ) -> Iterator[tuple[Entry, Clip | None]]:
         """When the engine fails, half as many rows are in flight, down to single ones, until the
         row is found that fails by itself."""
@@ -241,7 +252,8 @@ class Worker:
             part = list(waiting.values())[: 1 if alone else None]
             try:
                 requests = (one.request for one in part)
-                clips = engine.generate(requests, batch=limit, in_order=False, on_round=on_round)
+                heard = on_round and partial(on_round, part, engine.codec.frame_rate)
+                clips = engine.generate(requests, batch=limit, in_order=False, on_round=heard)
                 for clip in clips:
                     yield self._written(engine, waiting[clip.request.id], clip)
                     del waiting[clip.request.id]
