@@ -26,7 +26,15 @@ CHAINS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("base-delay",), ("small-delay",)),
     (("base-flatten",),),
     (("base-delay-distilled",), ("small-delay-distilled",)),
+    (("targets:base-flatten",),),
+    (("base-delay-guided",),),
+    (("targets:base-delay",),),
+    (("small-delay-guided",),),
 )
+HOURS = {
+    "base-flatten": 2.5,
+    "base-delay": 1.2,
+}  # of targets: a teacher in delay is four times quicker
 
 
 def run_alone(command: Sequence[str]) -> None:
@@ -42,10 +50,23 @@ def run_alone(command: Sequence[str]) -> None:
 
 
 def run_chain(folder: Path, names: Sequence[str]) -> None:
-    """Run recipes one after the other."""
+    """Run recipes one after the other; `targets:TEACHER` writes that teacher's targets."""
     for name in names:
         print(f"embedded: {name}", file=sys.stderr, flush=True)
+        if name.startswith("targets:"):
+            write_targets(folder, name.removeprefix("targets:"))
+            continue
         run_alone(["specgen.training.recipes", str(folder / f"{name}.yaml"), f"kind={_kind(name)}"])
+
+
+def write_targets(folder: Path, teacher: str) -> None:
+    """Write a teacher's guided distributions where the recipes look for them."""
+    _, recipe = load_recipe(folder / f"{teacher}.yaml")
+    out = f"runs/targets-{teacher.removeprefix('base-')}"
+    tokens = str(recipe.get("tokens", "runs/tokens"))
+    hours = str(HOURS[teacher])
+    module = "specgen.training.targets"
+    run_alone([module, str(recipe["export"]), out, "--tokens", tokens, "--hours", hours])
 
 
 def _kind(name: str) -> str:

@@ -46,7 +46,7 @@ class Trainer:
             else inherit(recipe, load_lm(Path(recipe.init)))
         )
         self.teacher: LMCheckpoint | None = None
-        self.targets = None if recipe.targets is None else Targets(Path(recipe.targets))
+        self.targets = [Targets(Path(folder)) for folder in recipe.targets]
         modules = (self.model.lm, self.model.conditioner)
         self.optimizers = optimizers(
             modules,
@@ -85,7 +85,7 @@ class Trainer:
     def update(self) -> dict[str, float]:
         """One optimiser step; returns the losses."""
         recipe = self.recipe
-        loss, figures, heard = self.learn() if self.targets is None else self.imitate(self.targets)
+        loss, figures, heard = self.imitate() if self.targets else self.learn()
         rate = recipe.learning_rate * rate_at(self.progress, self.step, recipe.warmup)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.average.sources, recipe.clip_norm)
@@ -112,9 +112,9 @@ class Trainer:
             figures["divergence"] = float(divergence.detach())
         return loss, figures, crops
 
-    def imitate(self, targets: Targets) -> tuple[Tensor, dict[str, float], list[Crop]]:
+    def imitate(self) -> tuple[Tensor, dict[str, float], list[Crop]]:
         """Loss on this step's crops, from a verifier's guided distributions."""
-        recipe = self.recipe
+        recipe, targets = self.recipe, self.targets[self.step % len(self.targets)]
         phase = next(p for p in recipe.phases if self.progress <= p.until)
         rng = np.random.default_rng([recipe.seed, self.step])
         crops, target = targets.draw(phase.batch, phase.frames, rng)
@@ -265,7 +265,7 @@ def _card(recipe: LMRecipe) -> dict[str, Any]:
         "optimizer",
         "learning_rate",
     )
-    return {name: getattr(recipe, name) for name in names}
+    return {name: to_plain(getattr(recipe, name)) for name in names}
 
 
 def held_out_crops(items: TokenItems, count: int, frames: int) -> list[Crop]:

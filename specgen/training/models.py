@@ -47,8 +47,8 @@ class LMRecipe:
         teacher: checkpoint folder whose distributions are learnt, if any.
         distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
         distill_from: share of the run after which the teacher is loaded and listened to.
-        targets: folder of a verifier's guided distributions (`specgen.training.targets`); crops
-            come from there, and `distill_weight` is the share of KL(target || model).
+        targets: folders of verifiers' guided distributions (`specgen.training.targets`), taken in
+            turn; crops come from there, and `distill_weight` is the share of KL(target || model).
         guidance: the model's own CFG coefficient when it learns targets; None: it learns them
             outright, to draft without guidance.
         acceptance_from: share of the run after which the chance of acceptance itself is maximised,
@@ -75,7 +75,7 @@ class LMRecipe:
     teacher: str | None = None
     distill_weight: float = 0.0
     distill_from: float = 0.0
-    targets: str | None = None
+    targets: tuple[str, ...] = ()
     guidance: float | None = None
     acceptance_from: float = 1.0
     encoder_layers: int = 1
@@ -110,7 +110,7 @@ class LMRecipe:
             raise ValueError("the last of the phases must last until 1")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
-        if self.distill_weight and self.teacher is None and self.targets is None:
+        if self.distill_weight and self.teacher is None and not self.targets:
             raise ValueError("distill_weight needs a teacher or targets")
         if not 0 <= self.distill_weight <= 1:
             raise ValueError(f"distill_weight must be from 0 to 1, got {self.distill_weight}")

@@ -87,7 +87,7 @@ def test_a_drafter_comes_closer_to_what_is_sampled(
         recipe,
         work=recipe["work"] + "-drafter",
         export=recipe["export"] + "-drafter",
-        targets=str(targets.folder),
+        targets=[str(targets.folder)],
         distill_weight=1.0,
         guidance=guidance,
         acceptance_from=0.7,
