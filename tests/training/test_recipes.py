@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from specgen.training import embedded, recipes
 from specgen.training.models import LMRecipe
 from specgen.training.recipes import load_recipe
 
-LANGUAGE = [name for chains in embedded.CHAINS for names in chains for name in names]
+STAGES = [name for chains in embedded.CHAINS for names in chains for name in names]
+LANGUAGE = [name for name in STAGES if not name.startswith("targets:")]
 
 
 @pytest.fixture
@@ -65,16 +67,21 @@ def test_every_kind_has_a_runner(kind: str) -> None:
 def test_the_projects_own_recipes(name: str) -> None:
     kind, values = load_recipe(embedded.RECIPES / f"{name}.yaml")
     recipe = from_plain(LMRecipe, values, name)
-    assert kind == "lm" and recipe.name == name.removesuffix("-distilled")
+    assert kind == "lm" and recipe.name == name.removesuffix("-distilled").removesuffix("-guided")
     assert Path(recipe.export).name == recipe.name
 
 
 def test_the_chain_runs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(embedded, "run_alone", lambda command: ran.append(Path(command[1]).stem))
+
+    def run(command: Sequence[str]) -> None:
+        teacher = command[0] == "specgen.training.targets"
+        ran.append(("targets:" if teacher else "") + Path(command[1]).stem)
+
+    monkeypatch.setattr(embedded, "run_alone", run)
     monkeypatch.setattr(embedded, "tokenize", lambda folder: ran.append("tokenize"))
     embedded.run_all(embedded.RECIPES, jobs=1)
-    assert ran == ["data", "codec", "tokenize", *LANGUAGE]
+    assert ran == ["data", "codec", "tokenize", *STAGES]
 
 
 def test_a_failed_stage_ends_the_chain() -> None:
