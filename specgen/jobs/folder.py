@@ -95,10 +95,11 @@ def take(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    keys = [key for key in now if before.get(key) != now[key]]
-    if not before or not keys:
+    if not before:
         return f"{JOB_NAME} cannot be read"
-    return ", ".join(f"{key}: {before.get(key)!r} there, {now[key]!r} here" for key in keys[:3])
+    keys = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    told = [f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in keys[:3]]
+    return ", ".join(told) or "of another version"
 
 
 def check_there(folder: Path) -> None:

@@ -1,0 +1,56 @@
+"""A job of many rows, one in a hundred bad: counted, and its peak memory.
+
+python docs/scripts/many_rows.py [--rows 10000] [--duration 0.1]
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+BAD = (
+    {"id": "../../x", "prompt": "a jig"},
+    {"prompt": ""},
+    {"prompt": "a jig", "duration": -1},
+    {"prompt": "a jig", "continue_from": "gone.wav"},
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--duration", type=float, default=0.1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        prompts, out = Path(name) / "prompts.jsonl", Path(name) / "job"
+        with prompts.open("w") as file:
+            for i in range(options.rows):
+                row = {"id": f"r{i}", "prompt": f"a jig on the violin {i % 7}"}
+                bad = {**row, **BAD[i // 100 % 4]}
+                file.write(json.dumps(bad if i % 100 == 50 else row) + "\n")
+        command = [sys.executable, "-m", "specgen.cli.app", "generate", "--prompts", str(prompts)]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [*command, "--out", str(out), "-d", str(options.duration)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+        counts = Counter(line["status"] for line in lines)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert len({line["id"] for line in lines}) == options.rows
+        assert counts["failed"] == sum(i % 100 == 50 for i in range(options.rows))
+        assert len(list(out.glob("*.wav"))) == counts["done"]
+    print(f"{options.rows} rows: {dict(counts)}, exit 1, {seconds:.0f} s, peak {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
