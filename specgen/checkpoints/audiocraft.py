@@ -74,6 +74,7 @@ def load_lm(
     conditioner = _conditioner(said, state, folder)
     conditioner.to(device=device, dtype=dtype)  # type: ignore[attr-defined]
     tensors = _lm_tensors(state)
+    del state  # so that each tensor is freed once it has been taken over
     lm = build_lm(said.lm, plan(said.lm), tensors, path, device, dtype)
     return LMCheckpoint(
         name=folder.resolve().name,

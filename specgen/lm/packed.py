@@ -79,7 +79,8 @@ def pack_(module: nn.Module) -> None:
         module: on the CPU, in evaluation mode. It cannot be trained any more.
     """
     able = packs()
-    for parent in list(module.modules()):
+    parents = [m for m in module.modules() if type(m) is not nn.Linear]  # so that those are freed
+    for parent in parents:
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear:
                 continue

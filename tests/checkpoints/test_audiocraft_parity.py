@@ -145,6 +145,25 @@ def test_logits_equal_audiocrafts(exports: dict[str, tuple[Path, Any]], variant:
         assert (found - expected).abs().max() < 1e-4, block
 
 
+@torch.no_grad()
+def test_a_short_memory_is_the_same_over_whole_sequences(
+    exports: dict[str, tuple[Path, Any]],
+) -> None:
+    """Training's path and decoding's hide the same steps, and they do hide some."""
+    model = registry.load_lm(exports["short memory"][0])
+    torch.manual_seed(1)
+    sequence = torch.randint(64, (1, 4, STEPS))
+    condition, mask = model.conditioner.encode([PROMPT])
+    memory = model.lm.transformer.memory(condition, mask)
+    whole = model.lm.all_heads(model.lm.hidden(sequence, memory))[0]
+    assert (whole - our_logits(model, sequence, 7)).abs().max() < 1e-4
+    other = sequence.clone()
+    other[..., 0] = (other[..., 0] + 1) % 64
+    moved = (our_logits(model, other, STEPS) - whole).abs().amax(dim=(1, 2))
+    reach = 9 * model.lm.config.layers  # past_context, layer upon layer
+    assert moved[: reach - 2].min() > 1e-4 and moved[reach + 1 :].max() < 1e-5
+
+
 GENERATED = [
     "delay",
     "unroll",
