@@ -48,7 +48,9 @@ def audiocraft() -> Iterator[ModuleType]:
         yield builders
     finally:
         for name in [n for n in sys.modules if n not in before]:
-            if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT}:
+            if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT} - {
+                "transformers"
+            }:
                 del sys.modules[name]
 
 

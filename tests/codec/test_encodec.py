@@ -82,7 +82,7 @@ def peer() -> Iterator[ModuleType]:
         del sys.modules[name]
     yield importlib.import_module("audiocraft.models.encodec")
     for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT}:
+        if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT} - {"transformers"}:
             del sys.modules[name]
 
 

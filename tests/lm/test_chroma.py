@@ -86,7 +86,9 @@ def peer() -> Iterator[ModuleType]:
     sys.modules["demucs"] = stems
     yield module
     for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", "demucs", *module.ABSENT}:
+        if name.split(".")[0] in {"audiocraft", "xformers", "demucs", *module.ABSENT} - {
+            "transformers"
+        }:
             del sys.modules[name]
 
 

@@ -65,7 +65,7 @@ def peer() -> Iterator[ModuleType]:
     before = dict(sys.modules)
     yield stand_ins.load()[1]
     for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT}:
+        if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT} - {"transformers"}:
             del sys.modules[name]
 
 
