@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 30, 44
 _COLOURS = 6
 
 
@@ -52,7 +52,7 @@ class _Axes:
         under = HEIGHT - _BOTTOM + 18
         parts += [_text(self.across(x), under, f"{x:g}", "middle") for x in self.x]
         parts.append(_text((_LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
-        return [*parts, _text(_LEFT + 4, _TOP + 2, y_label, "start")]
+        return [*parts, _text(_LEFT, 16, y_label, "start")]
 
 
 def curves(

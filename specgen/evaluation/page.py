@@ -153,7 +153,7 @@ def _card(label: str, clip: Made, base: Made | None, sounds: Sounds) -> dict[str
     stats = clip.sidecar["stats"]
     if stats["acceptance"] is not None:
         lines.append(
-            f"accepted {percent(stats['acceptance'])} (by codebook {by_codebook(stats)}), "
+            f"accepted {percent(stats['acceptance'], 0)} (by codebook {by_codebook(stats)}), "
             f"{stats['tokens_per_pass']:.2f} tokens a pass"
         )
     if base is None or base is clip or base.codes.shape != clip.codes.shape:
@@ -269,7 +269,7 @@ def _stats_row(label: str, clip: Made) -> list[str]:
         label,
         "yes" if clip.sidecar["lossless"] else "LOSSY",
         f"{len(clip.wave) / clip.rate:.1f}",
-        percent(stats["acceptance"]),
+        percent(stats["acceptance"], 0),
         by_codebook(stats),
         "-" if per_pass is None else f"{per_pass:.2f}",
         f"{pace:.2f}",

@@ -18,13 +18,14 @@ def figure_text(row: dict[str, Any] | None, digits: int = 2) -> str:
     return Figure(row["value"], low, high, row["clips"]).text(digits)
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 2) -> str:
     """A share; only what is exactly all or nothing is called 100 % or 0 %."""
     if share is None:
         return "-"
     if share in (0, 1):
         return f"{share:.0%}"
-    return f"{min(max(share, 0.0001), 0.9999):.2%}"
+    least = 10 ** -(digits + 2)
+    return f"{min(max(share, least), 1 - least):.{digits}%}"
 
 
 def p_text(p: float) -> str:

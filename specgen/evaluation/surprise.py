@@ -24,6 +24,7 @@ from specgen.engine import Engine
 from specgen.evaluation.two_sample import ALPHA
 from specgen.sitting import Cast
 
+_AT_ONCE = 512  # tokens whose distributions are held at a time
 _Z_LEVEL = 3.0902  # a normal variable's two-sided 0.002: the level 0.01 shared by five tests
 _Z_POWER = 1.2816  # exceeded with probability 0.1: power 0.9
 
@@ -65,26 +66,32 @@ def score(role: Role, codes: torch.Tensor, sampling: Sampling) -> Scores:
         sampling: of the verifier, not greedy.
     """
     scorer, pattern = role.scorer, role.pattern.of(codes.shape[-1])
-    rows = range(len(codes))
     sequence = pattern.build(codes.to(scorer.device), scorer.card)
     hidden = scorer.feed(sequence[..., :-1].contiguous(), [0] * len(codes))
     excess, variance = np.zeros((2, len(codes), codes.shape[1]))
     outside = 0
-    for step in range(1, pattern.steps):
-        for t, k in pattern.layout[step]:
-            places = [step - 1] * len(codes)
-            logits = scorer.logits(hidden, list(rows), places, [k] * len(codes))
-            law = process(logits, sampling).double().log_softmax(dim=-1)
-            p = law.exp()
-            safe = law.where(p > 0, 0)
-            entropy = -(p * safe).sum(dim=-1)
-            spread = (p * safe.square()).sum(dim=-1) - entropy.square()
-            chosen = law.gather(-1, codes[:, k, t, None].to(law.device))[:, 0]
-            least = law.masked_fill(p == 0, math.inf).amin(dim=-1)
-            cut = torch.isinf(chosen)
-            outside += int(cut.sum())
-            excess[:, k] += (-chosen.where(~cut, least) - entropy).cpu().numpy()
-            variance[:, k] += spread.cpu().numpy()
+    where = [
+        (r, step - 1, t, k)
+        for r in range(len(codes))
+        for step in range(1, pattern.steps)
+        for t, k in pattern.layout[step]
+    ]
+    for first in range(0, len(where), _AT_ONCE):
+        rows, places, ts, ks = zip(*where[first : first + _AT_ONCE], strict=True)
+        law = process(scorer.logits(hidden, rows, places, ks), sampling).double()
+        law = law.log_softmax(dim=-1)
+        p = law.exp()
+        safe = law.where(p > 0, 0)
+        entropy = -(p * safe).sum(dim=-1)
+        spread = (p * safe.square()).sum(dim=-1) - entropy.square()
+        tokens = codes[list(rows), list(ks), list(ts)].to(law.device)
+        chosen = law.gather(-1, tokens[:, None])[:, 0]
+        least = law.masked_fill(p == 0, math.inf).amin(dim=-1)
+        cut = torch.isinf(chosen)
+        outside += int(cut.sum())
+        at = (np.array(rows), np.array(ks))
+        np.add.at(excess, at, (-chosen.where(~cut, least) - entropy).cpu().numpy())
+        np.add.at(variance, at, spread.cpu().numpy())
     return Scores(excess, variance, codes.shape[0] * codes.shape[2], outside)
 
 

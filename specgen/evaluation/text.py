@@ -18,7 +18,7 @@ def by_codebook(row: dict[str, Any]) -> str:
     """Acceptance of every codebook; `-` where nothing was drafted."""
     if row["acceptance"] is None:
         return "-"
-    return " ".join(map(percent, row["acceptance_per_codebook"]))
+    return " ".join(percent(share, 0) for share in row["acceptance_per_codebook"])
 
 
 def tables(document: Document) -> list[Table]:
@@ -44,7 +44,7 @@ def _sides(document: Document) -> Body:
             "yes" if row["lossless"] else "LOSSY",
             str(row["clips"]),
             str(row["failed"]),
-            percent(row["acceptance"]),
+            percent(row["acceptance"], 0),
             by_codebook(row),
             "-" if row["tokens_per_pass"] is None else f"{row['tokens_per_pass']:.2f}",
         ]

@@ -15,6 +15,12 @@ from specgen.evaluation.prompts import read_prompts
 QUICK = ["-d", "0.2", "--short-clips", "0", "--no-quality"]
 
 
+@pytest.fixture(autouse=True)
+def _quick_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power of one shift is simulated, not of six (tests/evaluation has them all)."""
+    monkeypatch.setattr("specgen.evaluation.two_sample.SHIFTS", (0.4,))
+
+
 @pytest.fixture
 def prompts(tmp_path: Path) -> str:
     path = tmp_path / "prompts.txt"
@@ -232,7 +238,7 @@ def test_report_refuses_what_is_no_clip(
 
 
 def test_verify_passes_what_is_right(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--clips", "2", "-d", "0.2", "--short-clips", "64", "--json"]
+    options = ["--clips", "2", "-d", "0.2", "--short-clips", "48", "--json"]
     assert run(["verify", tiny, *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and len(found["checks"]) == 10

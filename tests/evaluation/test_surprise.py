@@ -49,24 +49,24 @@ def test_the_variance_is_that_of_the_sums() -> None:
 def test_a_wrong_temperature_and_another_model_are_caught(tiny: str) -> None:
     engine = load(tiny)
     right = engine.settings
-    prompts = ["a jig on the flute"] * 24
+    prompts = ["a jig on the flute"] * 12
 
     def made(temperature: float) -> np.ndarray:
         sampling = dataclasses.replace(right.sampling, temperature=temperature)
         engine.settings = dataclasses.replace(right, sampling=sampling)
-        clips = engine.generate([Request(p, i, 0.4) for i, p in enumerate(prompts)], batch=24)
+        clips = engine.generate([Request(p, i, 0.4) for i, p in enumerate(prompts)], batch=12)
         codes = torch.stack([clip.codes for clip in clips]).numpy()
         engine.settings = right
         return codes
 
     own, cold = made(1.0), made(0.8)
-    found = of_clips(engine, prompts, own)
+    found = of_clips(engine, prompts, own, 12)
     assert found is not None and not found["differs"]
-    found = of_clips(engine, prompts, cold)
+    found = of_clips(engine, prompts, cold, 12)
     assert found is not None and found["differs"] and found["excess_nats"] < 0
-    assert found["detectable_nats"] < 0.2
+    assert found["detectable_nats"] < 0.3
     noise = np.random.default_rng(0).integers(0, 32, own.shape)
-    found = of_clips(engine, prompts, noise)
+    found = of_clips(engine, prompts, noise, 12)
     assert found is not None and found["differs"] and found["outside"] > 0
     greedy = dataclasses.replace(right.sampling, temperature=0.0)
     engine.settings = dataclasses.replace(right, sampling=greedy)
