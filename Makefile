@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types unit bench bench-gpu train-embedded peers clean
+.PHONY: demo test lint types unit bench bench-gpu gpu-wheels train-embedded peers clean
 
 # The stamps say what is installed: the program, the test tools, the reference implementation.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -43,10 +43,21 @@ unit: $(VENV)/.tests
 bench: $(VENV)/.tests
 	$(BIN)/specgen bench --output-file docs/benchmarks/cpu.json
 
-# On a CUDA machine with torch and this checkout; needs no network.
+# On a CUDA machine with torch 2.11 or newer and this checkout; needs no network. Steps that are done
+# are passed over, so it can be run again; benchmarks/gpu.py says what they are.
+#   make bench-gpu GPU_OUT=folder GPU_OPTIONS="--steps synthetic,peers"
+GPU_OUT ?= docs/benchmarks
+GPU_OPTIONS ?=
 bench-gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu
-	PYTHONPATH=. $(PYTHON) -m specgen.cli.app bench --device cuda --output-file docs/benchmarks/gpu.json
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --out $(GPU_OUT) $(GPU_OPTIONS)
+
+# What such a machine may lack, fetched where there is a network; travels in build/wheels.
+gpu-wheels: $(VENV)/.installed
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+		--implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+		--platform manylinux2014_x86_64 -c constraints.txt -d build/wheels \
+		omegaconf soundfile soxr cffi pycparser
+	$(BIN)/pip wheel --quiet --no-deps -c constraints.txt -w build/wheels audiocraft
 
 # Data, codec, tokens, language models: hours. Debian: apt-get install abcmidi fluidsynth fluid-soundfont-gm
 train-embedded: $(VENV)/.train

@@ -36,8 +36,8 @@ def _number(value: float | None, form: str = "{:.2f}") -> str:
 def rows(document: dict[str, Any]) -> list[str]:
     """The rows of a results file of `specgen bench`, as a Markdown table."""
     out = [
-        "| row | s | batch | rule | draft frames | seconds | x real time | accepted | tokens/pass | "
-        "speed-up | of copy | peak GB |",
+        "| row | s | batch | rule | draft frames | seconds | x real time | accepted | "
+        "tokens/pass | speed-up | of copy | peak GB |",
         "|---" * 12 + "|",
     ]
     for row in document["rows"]:

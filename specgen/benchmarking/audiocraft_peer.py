@@ -34,8 +34,10 @@ ABSENT = (
     "librosa",
     "librosa.filters",
     "num2words",
+    "spacy",
+    "torchaudio",
+    "transformers",
 )
-ABSENT += ("spacy", "torchaudio", "transformers")
 
 
 class _Missing(ModuleType):

@@ -56,7 +56,7 @@ def measure(
             )
         for request in plan.requests(trial.case, 0):
             trial.engine.check(request)
-    _add_peers(trials, say)
+    _add_peers(trials, plan.prompts[0], say)
     some = next(iter(engines.values()))
     say("measuring the copy bandwidth")
     copied = copy_bandwidth(some.device)
@@ -150,9 +150,13 @@ def _trial(case: Case, cases: Sequence[Case], engine: Engine, plan: Plan) -> Tri
     return Trial(case, engine, Drafting(Rule(draft.rule), steps, draft.temperatures), column)
 
 
-def _add_peers(trials: Iterable[Trial], say: Say) -> None:
-    """Give every peer's trial its peer; trials of one model share it."""
-    made: dict[tuple[str, int], peers.Peer] = {}
+def _add_peers(trials: Iterable[Trial], prompt: str, say: Say) -> None:
+    """Give every peer's trial its peer; trials of one model share it.
+
+    That a peer does the same arithmetic is tried on a greedy piece; not on synthetic models, which
+    answer alike whatever is done to them.
+    """
+    made: dict[tuple[str, int], tuple[peers.Peer, float | None]] = {}
     for trial in trials:
         name = trial.case.peer
         if name is None:
@@ -160,8 +164,10 @@ def _add_peers(trials: Iterable[Trial], say: Say) -> None:
         key = name, id(trial.lead)
         if key not in made:
             say(f"handing the weights of {trial.lead.name} to {name}")
-            made[key] = peers.make(name, trial.lead, trial.engine.settings.sampling)
-        trial.peer = made[key]
+            sampling, real = trial.engine.settings.sampling, not is_synthetic(trial.case.preset)
+            peer = peers.make(name, trial.lead, sampling)
+            made[key] = peer, peers.agreement(peer, trial.lead, prompt, sampling) if real else None
+        trial.peer, trial.agreement = made[key]
 
 
 def _measure_group(trials: list[Trial], plan: Plan, document: Document, say: Say) -> list[Samples]:
@@ -184,7 +190,9 @@ def _measure_group(trials: list[Trial], plan: Plan, document: Document, say: Say
         warmup=plan.warmup,
         before=before,
     )
-    alone = {t.case.key: i for i, t in enumerate(trials) if t.case.key is not None}
+    alone: dict[tuple[object, ...] | None, int] = {
+        t.case.key: i for i, t in enumerate(trials) if t.case.key is not None
+    }
     book = costs.Book(plan, trials)
     for i, trial in enumerate(trials):
         case = trial.case
@@ -205,6 +213,11 @@ def _measure_group(trials: list[Trial], plan: Plan, document: Document, say: Say
         document.rows.append(row)
         doubt = far_off(title(case), samples[i])
         document.warnings += [doubt] if doubt else []
+        if trial.agreement is not None and trial.agreement < 1:
+            document.warnings.append(
+                f"{title(case)}: only {100 * trial.agreement:.1f} % of a greedy piece's tokens are "
+                "ours; rounding may part two greedy paths at a near-tie, and they stay apart"
+            )
         if row.identical is not None and row.identical < 1:
             document.warnings.append(
                 f"{title(case)}: only {100 * row.identical:.2f} % of the tokens are the "

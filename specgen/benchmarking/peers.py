@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.config import SamplingNode
+from specgen.decoding.loop import decode
+from specgen.decoding.sampling import Sampling
 from specgen.errors import UserError
+from specgen.sitting import Cast
 
 Run = Callable[[int], list[Tensor]]
 
@@ -44,6 +48,16 @@ def make(name: str, model: LMCheckpoint, sampling: SamplingNode) -> Peer:
 
 
 NAMES = ("audiocraft", "transformers")
+_FRAMES = 24  # of the piece that both decode greedily
+
+
+def agreement(peer: Peer, model: LMCheckpoint, prompt: str, sampling: SamplingNode) -> float:
+    """Share of equal tokens in a short greedy piece, theirs and ours: 1 but for rounding."""
+    greedy = replace(sampling, temperature=0.0)
+    theirs = peer.ready(model, [prompt], _FRAMES, greedy)(0)[0].cpu()
+    role = Cast.of(model, [prompt], _FRAMES, sampling.cfg).role
+    ours = decode(role, frames=[_FRAMES], seeds=[0], sampling=Sampling(0.0)).codes[0].cpu()
+    return float((ours == theirs).float().mean())
 
 
 def _conditions(model: LMCheckpoint, prompts: Sequence[str]) -> Tensor:
@@ -66,8 +80,13 @@ class _Audiocraft:
         if not audiocraft.installed():
             raise UserError(f"audiocraft is not installed; {audiocraft.INSTALL}")
         try:
+            # MusicGen's configurations stream with fused attention; with rotary positions that is
+            # wrong in audiocraft 1.3.0 (docs/benchmarks.md), so such models take the other.
             self._model = audiocraft.build(
-                model.lm, model.pattern, torch.zeros(1, 1, 1, device=model.lm.device)
+                model.lm,
+                model.pattern,
+                torch.zeros(1, 1, 1, device=model.lm.device),
+                fused_attention=model.lm.config.positions == "sin",
             )
         except ValueError as error:
             raise UserError(f"audiocraft cannot hold {model.name}: {error}") from None

@@ -73,6 +73,7 @@ def make_row(trial: Trial, samples: Samples, copied: float) -> Row:
         condition_seconds=statistics.median(trial.condition_seconds),
         stats={} if stats is None else stats.as_dict(),
         package="specgen" if trial.peer is None else trial.peer.name,
+        peer_agreement=trial.agreement,
         moved_bytes=None if moved is None else round(moved),
         memory_bytes=None if trial.peer is not None else row_bytes(trial),
         acceptance_given=None if given is None else list(given.values),

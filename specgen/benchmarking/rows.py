@@ -41,6 +41,7 @@ class Row:
         condition_seconds: median time to encode the prompts and make the cross-attention's memory.
         stats: counts of all timed runs together.
         package: who decoded: `specgen`, or a peer and its version.
+        peer_agreement: of a peer: share of a greedy piece's tokens that are ours.
         moved_bytes: that the passes of a run had to read and write, at least.
         memory_bytes: that weights, caches and noise of this row should take.
         acceptance_given: per codebook, what a synthetic row was run with;
@@ -78,6 +79,7 @@ class Row:
     condition_seconds: float | None = None
     stats: dict[str, Any] = field(default_factory=dict)
     package: str = "specgen"
+    peer_agreement: float | None = None
     moved_bytes: int | None = None
     memory_bytes: int | None = None
     acceptance_given: list[float] | None = None

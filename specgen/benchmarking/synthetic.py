@@ -229,7 +229,7 @@ def _checkpoint(
     return LMCheckpoint(
         name=f"SYNTHETIC {shape}",
         lm=random_model(shape, device, dtype, seed),
-        conditioner=RandomCondition(config.condition_dim, device, dtype),  # type: ignore[arg-type]
+        conditioner=RandomCondition(config.condition_dim, device, dtype),
         pattern=PatternSpec(shape.pattern, config.codebooks),
         codec=CodecId(SAMPLE_RATE, FRAME_RATE, config.codebooks, config.card, ""),
         max_frames=_MAX_FRAMES,

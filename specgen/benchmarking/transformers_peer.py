@@ -107,7 +107,8 @@ def build(model: MusicLM) -> Any:
     with torch.device(model.device):
         theirs = MusicgenForCausalLM(options)
     theirs.load_state_dict(state_dict(model))
-    return theirs.to(dtype=model.dtype).eval().requires_grad_(False)
+    whole: Any = theirs
+    return whole.to(dtype=model.dtype).eval().requires_grad_(False)
 
 
 def generate(

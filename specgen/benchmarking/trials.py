@@ -60,7 +60,8 @@ class Trial:
     Attributes:
         drafting: how a pair drafts.
         column: of a synthetic drafter: the acceptance it is set to.
-        peer: who decodes instead of us.
+        peer: who decodes instead of us, and
+        agreement: what share of a greedy piece's tokens are then ours.
         codes: of each timed run, one grid a row.
         stats: of each timed run, all rows together.
         passes: of each timed run, verifier and drafter passes, a batch counted once.
@@ -73,6 +74,7 @@ class Trial:
     drafting: Drafting
     column: int | None = None
     peer: Peer | None = None
+    agreement: float | None = None
     codes: list[list[Tensor]] = field(default_factory=list)
     stats: list[DecodeStats] = field(default_factory=list)
     passes: list[tuple[int, int]] = field(default_factory=list)

@@ -7,9 +7,16 @@ from collections.abc import Callable
 import pytest
 import typer
 
+from specgen.benchmarking import bandwidth
 from specgen.cli.bench import bench
 
 Bench = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is over at once: its figure does not matter here."""
+    monkeypatch.setattr(bandwidth, "_CPU_BYTES", 2**20)
 
 
 @pytest.fixture

@@ -40,7 +40,9 @@ def test_a_pair_is_measured_against_its_verifier_alone(
     run_bench: Bench, tiny: str, prompts: str
 ) -> None:
     document = measured(run_bench, tiny, *QUICK, "--prompts", prompts, "--seed", "3")
-    alone, pair = document["rows"]
+    alone, drafter, pair = document["rows"]
+    assert drafter["label"] == "dual, drafter alone" and drafter["verifier"] == "drafter"
+    assert (drafter["drafter"], drafter["speedup"], drafter["acceptance"]) == (None, None, None)
     assert (alone["drafter"], alone["speedup"], alone["acceptance"]) == (None, None, None)
     assert alone["tokens_per_pass"] == 1.0
     assert (pair["drafter"], pair["verifier"]) == ("drafter", "flatten")
@@ -59,6 +61,17 @@ def test_a_pair_is_measured_against_its_verifier_alone(
         assert row["tokens_per_second"] == pytest.approx(4 * 20 / median)
         made = row["stats"]["drafted"] + row["stats"]["bonus"]
         assert made == 2 * 4 * 20  # timed runs only
+        assert row["moved_bytes"] > 0 and row["bandwidth_fraction"] == pytest.approx(
+            row["moved_bytes"] / median / document["copy_bytes_per_second"]
+        )
+        assert row["package"] == "specgen" and not row["synthetic"]
+    predicted = pair["predicted"]
+    assert predicted["relative_error"] == pytest.approx(
+        predicted["seconds"] / pair["seconds"]["median"] - 1
+    )
+    assert predicted["acceptance_per_codebook"] == pair["acceptance_per_codebook"]
+    assert list(predicted["verify_pass_seconds"]) == ["1", "9"]  # two frames of four, and a bonus
+    assert alone["predicted"] is None and drafter["predicted"] is None
     assert pair["acceptance"] == pair["stats"]["accepted"] / pair["stats"]["drafted"]
     assert document["settings"]["prompts"] == PROMPTS.splitlines()
     assert document["models"]["flatten"]["parameters"] > 0
@@ -71,7 +84,7 @@ def test_sweeps_multiply_and_share_the_verifier(run_bench: Bench, tiny: str, pro
         "--batch", "1,2", "--draft-frames", "1,auto", "--rule", "coupled,mixed",
     )  # fmt: skip
     rows = document["rows"]
-    assert len(rows) == 2 * 2 * (1 + 2 * 2)
+    assert len(rows) == 2 * 2 * (2 + 2 * 2)
     pairs = [row for row in rows if row["drafter"]]
     assert {row["draft_frames"] for row in pairs} == {1, "auto"}
     for row in pairs:
@@ -87,7 +100,8 @@ def test_sweeps_multiply_and_share_the_verifier(run_bench: Bench, tiny: str, pro
 def test_presets_of_one_verifier_share_its_row(tiny_folder: Path) -> None:
     dual, delay = (load_preset(str(tiny_folder / f"{n}.yaml")) for n in ("dual", "delay"))
     cases = expand([dual, delay, dual], Sweep(draft_frames=(1, 2)))
-    assert [case.draft is None for case in cases] == [True] * 2 + [False] * 4
+    assert [case.draft is None for case in cases] == [True] * 3 + [False] * 4
+    assert [case.drafter_alone for case in cases] == [False] * 2 + [True] + [False] * 4
     assert cases[0].label == "dual, verifier alone"
     assert [case.draft.frames for case in cases if case.draft] == [1, 2, 1, 2]
 
@@ -97,7 +111,7 @@ def test_temperatures_sweep(run_bench: Bench, tiny: str, prompts: str) -> None:
         run_bench, tiny, *QUICK, "--prompts", prompts,
         "--draft-temperature", "1,1,1,1", "--draft-temperature", "1,0.3,0.5,0.7",
     )  # fmt: skip
-    _, plain, sharp = document["rows"]
+    _, _, plain, sharp = document["rows"]
     assert plain["draft_temperatures"] == [1.0] * 4
     assert sharp["draft_temperatures"] == [1.0, 0.3, 0.5, 0.7]
     assert plain["stats"]["accepted"] != sharp["stats"]["accepted"]
@@ -110,7 +124,7 @@ def test_a_biased_rule_is_measured_only_when_asked_for(
     arguments = (tiny, *QUICK, "--prompts", prompts, "--rule", "rejection")
     with pytest.raises(UserError, match="allow-biased"):
         run_bench(*arguments)
-    _, pair = measured(run_bench, *arguments, "--allow-biased")["rows"]
+    _, _, pair = measured(run_bench, *arguments, "--allow-biased")["rows"]
     assert pair["lossless"] is False and pair["identical"] is None
 
 
@@ -123,7 +137,7 @@ def test_a_second_format_goes_to_a_file(
     )
     assert out.startswith("- device: cpu") and "| dual" not in out.splitlines()[0]
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    assert len(rows) == 2 and float(rows[1]["speedup"]) > 0
+    assert len(rows) == 3 and float(rows[2]["speedup"]) > 0
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
 
 
@@ -143,6 +157,24 @@ def test_a_second_format_goes_to_a_file(
         (["--prompts", "/nonesuch"], "cannot read prompts"),
         (["--output-file", "/nonesuch/rows.json"], "cannot write"),
         (["--output-file", "rows.xml"], "must end in"),
+        (["--plot", "rows.pdf"], "must end in"),
+        (["--plot", "/nonesuch/rows.png"], "cannot write"),
+        (["--dtype", "float128"], "--dtype 'float128'"),
+        (["--peer", "fairseq"], "--peer 'fairseq'"),
+        (["--peer", "transformers"], "transformers cannot hold flatten"),
+        (["--acceptance", "0.7"], "add --synthetic"),
+        (["--synthetic", "huge"], "shape 'huge' is unknown"),
+        (["--synthetic", "tiny:sideways"], "pattern 'sideways'"),
+        (["--synthetic", "tiny,tiny,tiny"], "at most one drafter"),
+        (["--synthetic", "large,tiny", "--acceptance", "0.5"], "shapes of one codec"),
+        (["--synthetic", "tiny,tiny"], "needs an acceptance"),
+        (["--synthetic", "tiny,tiny", "--acceptance", "1.5"], "between 0 and 1"),
+        (["--synthetic", "tiny,tiny", "--acceptance", "high"], "no number"),
+        (["--synthetic", "tiny,tiny", "--acceptance", "0.5,0.5"], "one value, or 4"),
+        (["--synthetic", "tiny,tiny", "--acceptance-from", "rows.json"], "FILE.json:ROW"),
+        (["--synthetic", "tiny,tiny", "--acceptance-from", "/no.json:a"], "cannot read /no.json"),
+        (["--card", "A5"], "card 'A5' is unknown"),
+        (["--card", "A4000", "--output", "csv"], "table, md or json"),
         (["--device", "cuda:99"], "cuda:99"),
     ],
 )
