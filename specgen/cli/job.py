@@ -30,6 +30,7 @@ class Job:
         dtype: of both models; None is the preset's.
         continue_from: an audio file that every clip begins with.
         melody: an audio file whose melody every clip follows.
+        sections: (seconds, prompt) pairs: what every clip plays from there on.
         sidecar: what to make again.
         force: make it again with another preset or other models, too.
     """
@@ -43,6 +44,7 @@ class Job:
     dtype: str | None = None
     continue_from: Path | None = None
     melody: Path | None = None
+    sections: tuple[tuple[float, str], ...] = ()
     sidecar: dict[str, Any] | None = None
     force: bool = False
 
@@ -79,6 +81,7 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
             dtype=sidecar["dtype"]["verifier"],
             continue_from=_heard(sidecar, "continue_from", path),
             melody=_heard(sidecar, "melody", path),
+            sections=tuple((float(at), str(text)) for at, text in sidecar.get("sections", [])),
             sidecar=sidecar,
             force=force,
         )
@@ -86,7 +89,7 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
             sidecar[name]
     except OSError as error:
         raise UserError(f"cannot read sidecar {path}: {error.strerror}; check the path") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} is not a specgen sidecar ({error!r}); give the .json of a clip"
         ) from None
