@@ -159,6 +159,7 @@ class Sitting:
             self._making.append(Making(request, plan, places, start, tune, given))
         tunes = [one.tune for one in self._making for _ in one.prompts]
         frames = max(window.frames for one in self._making for window in one.windows)
+        self._longest = frames
         self._rows, cfg = min(batch, len(requests)), engine.settings.sampling.cfg
         self._casts = [Cast.of(engine.verifier, prompts, frames, cfg, self._rows, tunes)]
         if engine.drafter is not None:
@@ -182,6 +183,7 @@ class Sitting:
             drafting=self._engine.drafting,
             on_admit=self._admit,
             then=self._then,
+            longest=self._longest,
             total_frames=sum(one.windows[-1].end for one in self._making),
             on_round=self._round if self._on_round or self._on_audio else None,
         )

@@ -62,6 +62,14 @@ def test_a_section_begins_with_its_prompt(tiny: str) -> None:
     assert engine.sidecar(two)["sections"] == [[0.8, "a lively jig on the fiddle"]]
 
 
+def test_a_later_window_may_be_the_longest(tiny: str) -> None:
+    """The first section is short, so the second window, with what it sees, is longer."""
+    request = Request("a jig", 3, 1.5, sections=((0.4, "a reel"),))
+    (drafted,) = made(tiny, request)
+    (plain,) = made(tiny, request, draft=False)
+    assert torch.equal(drafted.codes, plain.codes) and drafted.codes.shape[1] == 75
+
+
 @pytest.mark.parametrize("seconds", [1.7, 4.3])
 def test_what_is_heard_is_the_clip(tiny: str, seconds: float) -> None:
     engine = load(tiny)

@@ -13,12 +13,17 @@ import typer
 from specgen import config
 from specgen.cli import batch as batches
 from specgen.cli import report
+from specgen.cli.hear import check_stream, listening, sections_of
 from specgen.cli.job import Job, check_sidecar, read_sidecar, settings_of
 from specgen.errors import UserError
 from specgen.jobs.options import Recipe
 from specgen.jobs.rows import slug
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from specgen.engine import Engine, Request
 
 FORMATS = ("wav", "flac", "ogg")
@@ -30,7 +35,10 @@ def generate(
         list[str] | None, typer.Argument(help="What to play; several prompts make one batch.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="A preset's name, or a YAML file.", show_default="embedded")
+        str | None,
+        typer.Option(
+            "--preset", "-p", help="A preset's name, or a YAML file.", show_default="embedded"
+        ),
     ] = None,
     duration: Annotated[float | None, typer.Option("--duration", "-d", help="Seconds.")] = None,
     continue_from: Annotated[
@@ -39,6 +47,15 @@ def generate(
     melody: Annotated[
         Path | None, typer.Option(help="An audio file whose melody is followed (melody models).")
     ] = None,
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(help="SECONDS:PROMPT, what to play from there on; may be given again."),
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(help="Write the audio while it is made, to a file or - (stdout); one clip."),
+    ] = None,
+    stream_format: Annotated[str, typer.Option(help="wav, or raw: 16-bit samples alone.")] = "wav",
     seed: Annotated[
         int | None,
         typer.Option(help="Of the first clip; the next has seed + 1. Drawn if left out."),
@@ -131,7 +148,7 @@ def generate(
     clips are decoded as one batch; clip i has seed + i, and what it is does not depend on the
     batch. With --prompts a whole file is made; the same command again makes what is missing.
     """
-    changes = {
+    changes: dict[str, Any] = {
         "rule": rule,
         "lossy": lossy,
         "draft_frames": draft_frames,
@@ -146,6 +163,8 @@ def generate(
     if prompt_file is not None:
         if prompts or from_sidecar is not None:
             raise UserError("--prompts takes the prompts from its file; leave the others out")
+        if prompt_at or stream:
+            raise UserError("--prompt-at and --stream are for one clip; leave out --prompts")
         options = batches.Options(
             prompts=prompt_file,
             prompts_format=prompts_format,
@@ -176,6 +195,7 @@ def generate(
         raise typer.Exit(batches.run_job(options, as_json=as_json, verbose=verbose))
     if from_sidecar is not None:
         changes |= {"seed": seed, "count": count, "duration": duration}
+        changes["prompt_at"] = prompt_at
         if prompts or any(value is not None for value in changes.values()):
             raise UserError(
                 "--from-sidecar takes prompt, seed, duration and sampling from the file; "
@@ -188,6 +208,7 @@ def generate(
         drawn = secrets.randbelow(2**31) if seed is None else seed
         loaded = config.load_preset(preset or "embedded")
         job = Job(loaded, list(prompts), drawn, count or 1, duration)
+        job.sections = sections_of(prompt_at or [])
     if no_draft:
         job.draft = False
     job.dtype = dtype or job.dtype
@@ -196,6 +217,8 @@ def generate(
     texts = [prompt for prompt in job.prompts for _ in range(job.count)]
     seeds = [job.seed + i for i in range(len(texts))]
     paths = target_paths(texts, seeds, out, format)
+    if stream is not None:
+        check_stream(stream, stream_format, len(texts), as_json=as_json)
 
     from specgen import audio  # soundfile and numpy: not for --help
 
@@ -216,10 +239,14 @@ def generate(
     if verbose:
         print(report.loaded(engine), file=sys.stderr)
     requests = [
-        engine.check(Request(text, one, job.duration, path.stem, job.continue_from, job.melody))
+        engine.check(
+            Request(text, one, job.duration, path.stem, job.continue_from, job.melody, job.sections)
+        )
         for text, one, path in zip(texts, seeds, paths, strict=True)
     ]
-    clips, failed = _make(engine, requests, paths, rows or 16, quiet=as_json)
+    with listening(stream, stream_format, engine, overwrite=overwrite) as play:
+        quiet = as_json or stream == "-"
+        clips, failed = _make(engine, requests, paths, rows or 16, play, quiet=quiet)
     if stats and clips:
         report.print_table(clips)
     if as_json:
@@ -241,7 +268,13 @@ def _rows(text: str) -> int:
 
 
 def _make(
-    engine: Engine, requests: list[Request], paths: list[Path], batch: int, *, quiet: bool
+    engine: Engine,
+    requests: list[Request],
+    paths: list[Path],
+    batch: int,
+    play: Callable[[Request, Tensor], None] | None,
+    *,
+    quiet: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Make and write clips batch by batch; what fails is told and the rest goes on.
 
@@ -262,7 +295,8 @@ def _make(
         for first in range(0, len(requests), batch):
             part = slice(first, first + batch)
             try:
-                made = list(engine.generate(requests[part], batch=batch, on_round=bar.update))
+                asked = requests[part]
+                made = list(engine.generate(asked, batch=batch, on_round=bar.update, on_audio=play))
             except (RuntimeError, MemoryError) as error:  # out of memory, a device that fell out
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 for request in requests[part]:

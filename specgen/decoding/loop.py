@@ -118,6 +118,7 @@ def decode_pieces(
     drafting: Drafting | None = None,
     on_admit: Callable[[int, int], None] | None = None,
     then: Callable[[Finished], Piece | None] | None = None,
+    longest: int | None = None,
     total_frames: int | None = None,
     on_round: Callable[[Progress], None] | None = None,
     margins: bool = False,
@@ -134,8 +135,9 @@ def decode_pieces(
         on_admit: called with (row, index of the piece) before a piece takes a row, so that the
             models can take up its condition. Without it, piece i is made on row i's condition.
         then: what follows a piece that is done, in its row and under its index (the next window of
-            a long piece, no longer than the longest of `pieces`); None: nothing.
-        total_frames: for `Progress`, where `then` makes more than `pieces` tell.
+            a long piece); None: nothing.
+        longest: frames of the longest grid, and
+        total_frames: of all, for `Progress`; where `then` brings more than `pieces` tell.
         on_round: called after every round.
         margins: record the margins of every coupled or greedy token.
 
@@ -148,7 +150,7 @@ def decode_pieces(
     if not pieces or rows < 1:
         raise ValueError("a batch needs at least one row")
     rows = min(rows, len(pieces))
-    longest = max(piece.frames for piece in pieces)
+    longest = longest or max(piece.frames for piece in pieces)
     batch = Batch(verifier, drafter, rows, longest, sampling, drafting or Drafting(), margins)
     total, done = total_frames or sum(piece.frames for piece in pieces), 0
     counts = DecodeStats(batch.lead.codebooks)
