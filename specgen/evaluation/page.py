@@ -220,6 +220,8 @@ def lossy_curve(document: dict[str, Any]) -> dict[str, Any] | None:
         f"Every point is a threshold; {first} is at distance 0 and speed 1. Distances of {clips} "
         "clips a side; their intervals are in the table."
     )
+    if clips < FEW:
+        note += f" With fewer than {FEW} clips the places across are rough."
     return {
         "title": "Speed against distance of the lossy modes",
         "svg": curves(lines, "kernel distance", "times as fast", y_from=1.0),

@@ -98,7 +98,7 @@ def _likelihood(document: Document) -> Body:
                 f"{row['tokens']:,}",
                 f"{row['excess_nats']:+.3f} ({low:+.3f} to {high:+.3f})",
                 f"{row['p']:.3g}",
-                "another law" if row["differs"] else "its verifier's law",
+                "another law" if row["differs"] else "no bias seen",
                 f"{row['detectable_nats']:.3f} nats",
             ]
         )
