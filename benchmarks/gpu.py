@@ -11,7 +11,7 @@ a network, and they travel in build/wheels.
     synthetic  the reference's four rows at full size, acceptance given        gpu-synthetic.json
     batch      a small pair at batch 1, 2, 4, 8                                gpu-batch.json
     peers      plain decoding at full size beside audiocraft and transformers  gpu-peers.json
-    memory     the large pair, its caches made for 30 s, under a 16 GB cap     gpu-memory.json
+    memory     the large pair, caches made for 10 and 30 s, under a 16 GB cap  gpu-memory.json
     training   a mid-size pair, trained on tokens the embedded model makes     gpu-training.json
     trained    that pair, so with an acceptance of its own                     gpu-trained.json
     summary    all of it in a page                                             gpu.md
@@ -56,7 +56,7 @@ class Size:
     seconds: float
     repeats: int
     batches: str
-    longest: float
+    lengths: str
     clips: int
     clip_seconds: float
     training_seconds: float
@@ -69,10 +69,10 @@ FULL = Size(
     peers="large:delay",
     memory="large:flatten,large:delay",
     acceptances=("0.7", "0.85"),
-    seconds=1.6,
-    repeats=3,
+    seconds=1.2,
+    repeats=2,
     batches="1,2,4,8",
-    longest=30.0,
+    lengths="10,30",
     clips=192,
     clip_seconds=8.0,
     training_seconds=45.0,
@@ -87,7 +87,7 @@ TINY = Size(
     seconds=0.2,
     repeats=1,
     batches="1,2",
-    longest=0.4,
+    lengths="0.4",
     clips=2,
     clip_seconds=0.4,
     training_seconds=1.0,
@@ -158,7 +158,7 @@ def _peers_step(run: Run) -> list[list[str]]:
 
 def _memory(run: Run) -> list[list[str]]:
     script = Path(__file__).with_name("capped.py")
-    options = ["--pair", run.size.memory, "--seconds", str(run.size.longest)]
+    options = ["--pair", run.size.memory, "--seconds", run.size.lengths]
     out = ["--device", run.device, "--output", str(run.out / "gpu-memory.json")]
     return [[sys.executable, str(script), *options, *out]]
 
@@ -178,7 +178,7 @@ def _training(run: Run) -> list[list[str]]:
 
 def _trained(run: Run) -> list[list[str]]:
     size = run.size
-    pair = [str(run.work / "midsize.yaml"), "-d", str(min(size.clip_seconds, 4.0))]
+    pair = [str(run.work / "midsize.yaml"), "-d", str(min(size.clip_seconds, 2.0))]
     options = ["-r", str(size.repeats), "--rule", "coupled,mixed", "--draft-frames", size.frames]
     return [run.bench("gpu-trained.json", *pair, *options)]
 
@@ -189,9 +189,9 @@ def _summary(run: Run) -> list[list[str]]:
 
 
 STEPS = {
-    "tests": Step("gpu-tests.json", 50.0, _tests),
+    "tests": Step("gpu-tests.json", 45.0, _tests),
     "training": Step("gpu-training.json", 150.0, _training),
-    "trained": Step("gpu-trained.json", 60.0, _trained),
+    "trained": Step("gpu-trained.json", 75.0, _trained),
     "synthetic": Step("gpu-synthetic.json", 120.0, _synthetic),
     "memory": Step("gpu-memory.json", 35.0, _memory),
     "peers": Step("gpu-peers.json", 60.0, _peers_step),

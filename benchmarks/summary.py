@@ -107,16 +107,19 @@ def page(folder: Path) -> str:
     out += bench_part("Batches", load(folder, "gpu-batch.json"))
     memory = load(folder, "gpu-memory.json")
     out += ["## Memory", ""]
-    if memory is None or memory.get("peak_bytes") is None:
-        out += [_missing(memory), ""]
-    else:
-        fits = "fits" if memory["fits"] else "does NOT fit"
-        out += [
-            f"{memory['label']}: {fits} under {memory['cap_bytes'] / 1e9:.0f} GB; peak "
-            f"{memory['peak_bytes'] / 1e9:.2f} GB, predicted "
-            f"{memory['predicted_bytes'] / 1e9:.2f} GB.",
-            "",
-        ]
+    measured = [
+        piece for piece in (memory or {}).get("pieces", []) if piece["peak_bytes"] is not None
+    ]
+    if memory is None or not measured:
+        return "\n".join([*out, _missing(memory), ""])
+    for piece in measured:
+        fits = "fits" if piece["fits"] else "does NOT fit"
+        out.append(
+            f"- {memory['label']}, caches for {piece['duration_seconds']:g} s: {fits} under "
+            f"{memory['cap_bytes'] / 1e9:.0f} GB; peak {piece['peak_bytes'] / 1e9:.2f} GB, "
+            f"predicted {piece['predicted_bytes'] / 1e9:.2f} GB."
+        )
+    out.append("")
     return "\n".join(out)
 
 

@@ -48,14 +48,19 @@ def test_a_pair_is_trained_and_measured_and_all_of_it_summed_up(
     trained = json.loads((tmp_path / "gpu-trained.json").read_text())["rows"]
     assert {row["acceptance_rule"] for row in trained} == {None, "coupled", "mixed"}
 
-    found = capped.measure(Pair.parse(gpu.TINY.memory), gpu.TINY.longest, "cpu")
+    found = capped.measure(Pair.parse(gpu.TINY.memory), [0.2, 0.4], "cpu")
     gpu.write(tmp_path / "gpu-memory.json", found)
-    assert found["fits"] and found["predicted_bytes"] > 0 and found["peak_bytes"] is None
+    short, long = found["pieces"]
+    assert short["fits"] and long["fits"] and long["peak_bytes"] is None
+    assert 0 < short["predicted_bytes"] < long["predicted_bytes"]
 
     page = scripts["summary"].page(tmp_path)
     assert "## Full size\n\n**SYNTHETIC**" in page and "| midsize |" in page
     assert "## Beside other packages\n\nUNMEASURED" in page  # its file is not there
     assert "## Memory\n\nUNMEASURED" in page  # a CPU has no peak to show
+    found["cap_bytes"], short["peak_bytes"] = 16e9, 14.5e9
+    gpu.write(tmp_path / "gpu-memory.json", found)
+    assert "caches for 0.2 s: fits under 16 GB; peak 14.50 GB" in scripts["summary"].page(tmp_path)
 
 
 def test_the_peers_step_names_what_is_installed(
