@@ -207,7 +207,7 @@ def rows_of(raws: Iterable[Raw], base_seed: int, count: int = 1) -> Iterator[Row
         if isinstance(row, BadRow):
             yield row
             continue
-        if "id" not in raw.values:
+        if raw.values.get("id") is None:
             row = replace(row, id=_free(row.id, seen))
         copies = [row.id] if count == 1 else [f"{row.id}.{n}" for n in range(1, count + 1)]
         taken = next((one for one in (row.id, *copies) if name_key(one) in seen), None)

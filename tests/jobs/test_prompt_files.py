@@ -72,6 +72,8 @@ def test_ids_do_not_depend_on_order_and_tell_duplicates_apart(tmp_path: Path) ->
     back = rows(written(tmp_path, "b.txt", "\n".join(reversed(lines))))
     assert {(r.id, r.seed) for r in there} == {(r.id, r.seed) for r in back}  # type: ignore[union-attr]
     assert len({r.id for r in there}) == 4
+    null = rows(written(tmp_path, "c.jsonl", '{"id": null, "prompt": "a jig"}\n' * 2))
+    assert [r.id for r in null] == [content_id("a jig", {}), content_id("a jig", {}) + "-2"]
     name = content_id("a jig", {})
     assert {f"{name}", f"{name}-2", f"{name}-3"} < {r.id for r in there}
 
