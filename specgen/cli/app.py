@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from specgen import __version__
-from specgen.cli import bench, compare, generate, presets, report_page, train, verify
+from specgen.cli import (
+    bench,
+    compare,
+    convert,
+    generate,
+    merge,
+    presets,
+    report_page,
+    train,
+    verify,
+)
 from specgen.errors import UserError
 
 # typer carries its own copy of click in some versions; its base error is found through its heirs.
@@ -24,10 +34,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.generate)
+app.command("merge")(merge.merge)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("report")(report_page.report)
 app.command("verify")(verify.verify)
+app.command("convert")(convert.convert)
 app.command("train")(train.train)
 app.add_typer(presets.app, name="presets")
 
