@@ -1,9 +1,12 @@
 """A complete preset of tiny random models, so that everything around them is tested in seconds."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets its background jobs ignore Ctrl-C; tests of it, and what they start, must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
