@@ -248,8 +248,9 @@ def perform(name: str, run: Run, environment: dict[str, str]) -> bool:
     spent = time.monotonic() - began
     if reason and not ready(target) and target.suffix == ".json":
         write(target, {"schema": 1, "step": name, "failed": reason, "seconds": spent})
-    print(f"{name}: {'done' if ready(target) else reason} in {spent:.0f} s", flush=True)
-    return ready(target)
+    state = reason or "done"
+    print(f"{name}: {state} in {spent:.0f} s", flush=True)
+    return ready(target) and not reason
 
 
 def packages(work: Path) -> dict[str, str]:

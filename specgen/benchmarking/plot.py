@@ -35,7 +35,10 @@ def name(row: Row) -> str:
         frames = "" if row.draft_frames == "auto" else " frames"
         parts.append(f"{row.acceptance_rule}, {row.draft_frames}{frames}")
     if row.acceptance_given is not None:
-        parts.append(f"acceptance given: {row.acceptance_source}")
+        values = row.acceptance_given
+        shown = values[:1] if len(set(values)) == 1 else values
+        source = "" if row.acceptance_source == "given" else f" of {row.acceptance_source}"
+        parts.append("given acceptance " + " ".join(f"{v:.2g}" for v in shown) + source)
     parts.append(f"{row.duration_seconds:g} s, batch {row.batch}")
     return "\n".join(parts)
 

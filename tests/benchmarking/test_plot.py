@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,7 @@ def test_a_missing_matplotlib_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 def test_names_hold_what_was_swept() -> None:
     assert plot.name(PAIR) == "pair\ncoupled, auto\n8 s, batch 1"
     assert plot.name(ALONE) == "flat\n8 s, batch 1"
+    given = replace(PAIR, acceptance_given=[0.7] * 4, acceptance_source="x.json: a")
+    assert "given acceptance 0.7 of x.json: a" in plot.name(given)
+    given = replace(given, acceptance_given=[0.8, 0.7, 0.6, 0.5], acceptance_source="given")
+    assert "given acceptance 0.8 0.7 0.6 0.5\n" in plot.name(given)
