@@ -5,8 +5,6 @@ import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell lets its background jobs ignore Ctrl-C; tests of it, and what they start, must not.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
@@ -17,6 +15,9 @@ from specgen.lm.conditioning import WordEncoder, WordEncoderConfig
 from specgen.lm.config import LMConfig
 from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec
+
+# A shell lets its background jobs ignore Ctrl-C; tests of it, and what they start, must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = ("a", "jig", "on", "the", "violin", "flute", "slow", "air")
 PRESET = """\
