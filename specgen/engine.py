@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from specgen.checkpoints.base import CodecId, LMCheckpoint
+from specgen.checkpoints.pairing import check_together
 from specgen.checkpoints.registry import load_codec, load_lm
 from specgen.clips import Clip, Request
 from specgen.codec.base import Codec
@@ -302,27 +303,9 @@ def _dtype_name(model: LMCheckpoint) -> str:
 
 
 def _check_together(verifier: LMCheckpoint, drafter: LMCheckpoint | None, codec: CodecId) -> None:
-    """Refuse models that do not speak of the same tokens.
-
-    Raises:
-        UserError: names what differs.
-    """
+    """Refuse models that do not speak of the same tokens (`pairing.check_together`)."""
     models = [("verifier", verifier), ("drafter", drafter)]
-    for role, model in models:
-        if model is None:
-            continue
-        for name in ("codebooks", "card", "frame_rate", "sample_rate", "channels"):
-            ours, theirs = getattr(codec, name), getattr(model.codec, name)
-            if ours != theirs:
-                raise UserError(
-                    f"{role} {model.name} was made for a codec with {name} {theirs}, "
-                    f"the preset's has {ours}; choose models of one codec"
-                )
-        if model.codec.fingerprint and model.codec.fingerprint != codec.fingerprint:
-            raise UserError(
-                f"{role} {model.name} was trained on the tokens of another codec than the "
-                "preset's; choose models of one codec"
-            )
+    check_together([(role, m.name, m.codec) for role, m in models if m is not None], codec)
 
 
 def lenient(lossy: str, codec: Codec) -> Lenient | None:

@@ -96,32 +96,28 @@ def text_name(conditioner: Any) -> str:
     return str(name) if name else kinds.get(type(inner).__name__, type(inner).__name__)
 
 
-def differences(models: Sequence[Side], codec: CodecId) -> list[str]:
-    """Why models cannot work together on a codec; empty if they can."""
-    found = []
-    for side in models:
-        for name in _SHARED:
-            ours, theirs = getattr(codec, name), getattr(side.codec, name)
-            if ours != theirs:
-                found.append(
-                    f"{side.role} {side.name} was made for a codec with {name} {theirs}, the "
-                    f"preset's has {ours}"
-                )
-        if side.codec.fingerprint and side.codec.fingerprint != codec.fingerprint:
-            found.append(
-                f"{side.role} {side.name} was trained on the tokens of another codec than the "
-                "preset's"
-            )
-    return found
+def check_together(models: Sequence[tuple[str, str, CodecId]], codec: CodecId) -> None:
+    """Refuse models that do not speak of the same tokens.
 
-
-def check(sides: Sequence[Side]) -> None:
-    """Refuse parts that do not speak of the same tokens.
+    Args:
+        models: role, name, and the codec that each was trained with.
+        codec: the one that is to be used.
 
     Raises:
         UserError: names all that differs.
     """
-    *models, codec = sides
-    wrong = differences(models, codec.codec)
+    wrong = []
+    for role, name, trained in models:
+        for field in _SHARED:
+            ours, theirs = getattr(codec, field), getattr(trained, field)
+            if ours != theirs:
+                wrong.append(
+                    f"{role} {name} was made for a codec with {field} {theirs}, the preset's has "
+                    f"{ours}"
+                )
+        if trained.fingerprint and trained.fingerprint != codec.fingerprint:
+            wrong.append(
+                f"{role} {name} was trained on the tokens of another codec than the preset's"
+            )
     if wrong:
         raise UserError(f"{'; '.join(wrong)}; choose models of one codec")

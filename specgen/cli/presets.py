@@ -48,7 +48,8 @@ def check(
 
     preset = config.load_preset(name)
     sides = pairing.inspect(preset)
-    pairing.check(sides)
+    *models, codec = sides
+    pairing.check_together([(m.role, m.name, m.codec) for m in models], codec.codec)
     if as_json:
         print(json.dumps(_document(preset, sides)))
         return
