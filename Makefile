@@ -37,7 +37,7 @@ types: $(VENV)/.tests
 	$(BIN)/mypy
 
 unit: $(VENV)/.tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The table of docs/benchmarks.md, on this machine.
 bench: $(VENV)/.tests

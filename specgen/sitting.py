@@ -218,10 +218,9 @@ class Sitting:
             return
         for index, settled in progress.running.items():
             one = self._making[index]
-            codes = settled()
-            fresh = one.window.origin + codes.shape[1] - one.heard
+            fresh = one.window.origin + settled.frames - one.heard
             if fresh >= _BREATH * self._engine.codec.frame_rate:
-                self._hear(one, codes[:, one.heard - one.window.origin :])
+                self._hear(one, settled.codes()[:, one.heard - one.window.origin :])
 
     def _hear(self, one: Making, codes: Tensor) -> None:
         """Push new codes `[K, n]` and pass on the audio they make possible."""

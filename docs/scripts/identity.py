@@ -22,6 +22,7 @@ from specgen.decoding.loop import decode
 from specgen.decoding.sampling import Sampling
 from specgen.engine import Engine, Request, load
 from specgen.patterns import Pattern
+from specgen.sitting import Cast
 
 PROMPT = "a lively jig in D major on the violin"
 OTHERS = (
@@ -35,7 +36,7 @@ TIE = 1e-4
 def margins_of_plain(engine: Engine, request: Request) -> tuple[Tensor, Tensor, Pattern]:
     """The verifier's own tokens `[K, T]`, their margins, and its pattern."""
     frames, sampling = engine.frames(request.duration or 0.0), engine.settings.sampling
-    role = engine._role(engine.verifier, [request.prompt], frames, sampling.cfg)
+    role = Cast.of(engine.verifier, [request.prompt], frames, sampling.cfg).role
     made = decode(
         role,
         frames=[frames],

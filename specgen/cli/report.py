@@ -273,7 +273,7 @@ class JobBar:
 def _running(given: Sequence[Todo], progress: Progress) -> list[str]:
     """The rows that are being decoded, each with how far it is."""
     shares = []
-    for index, codes in progress.running.items():
+    for index, settled in progress.running.items():
         row = given[index]
-        shares.append(f"{row.request.id} {min(1.0, codes().shape[-1] / row.frames):.0%}")
+        shares.append(f"{row.request.id} {min(1.0, settled.frames / row.frames):.0%}")
     return shares

@@ -22,11 +22,21 @@ __all__ = [
     "Finished",
     "Piece",
     "Progress",
+    "Settled",
     "capacity",
     "decode",
     "decode_pieces",
     "steps_per_frame",
 ]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The frames of a running piece whose every token is final: how many, and `codes()`,
+    `[K, frames]`, read only when asked for."""
+
+    frames: int
+    codes: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,13 @@ class Progress:
     Attributes:
         frames_done, frames_total: settled tokens in frames, and those of all pieces.
         stats: the counts so far.
-        running: index of each piece that is being decoded -> a function that returns the codes
-            `[K, T']` of its frames whose every token is final.
+        running: index of each piece that is being decoded -> what of it is final.
     """
 
     frames_done: int
     frames_total: int
     stats: DecodeStats
-    running: Mapping[int, Callable[[], Tensor]]
+    running: Mapping[int, Settled]
 
 
 @dataclass
@@ -190,5 +199,8 @@ def _progress(batch: Batch, done: int, total: int, counts: DecodeStats) -> Progr
         done + sum(batch.new_frames(row) for row in rows),
         total,
         DecodeStats.total([counts, *batch.stats]),
-        {batch.index[row]: partial(batch.settled, row) for row in rows},
+        {
+            batch.index[row]: Settled(batch.lead.whole_frames(row), partial(batch.settled, row))
+            for row in rows
+        },
     )
