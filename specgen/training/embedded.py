@@ -30,11 +30,11 @@ CHAINS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("base-delay-guided",),),
     (("targets:base-delay",),),
     (("small-delay-guided",),),
+    (("targets:base-flatten-long",),),
+    (("small-delay-long",),),
 )
-HOURS = {
-    "base-flatten": 2.5,
-    "base-delay": 1.2,
-}  # of targets: a teacher in delay is four times quicker
+# Hours of targets, and frames of their crops; a teacher in delay is four times quicker.
+TARGETS = {"base-flatten": (2.5, 200), "base-delay": (1.2, 200), "base-flatten-long": (0.5, 500)}
 
 
 def run_alone(command: Sequence[str]) -> None:
@@ -61,12 +61,12 @@ def run_chain(folder: Path, names: Sequence[str]) -> None:
 
 def write_targets(folder: Path, teacher: str) -> None:
     """Write a teacher's guided distributions where the recipes look for them."""
-    _, recipe = load_recipe(folder / f"{teacher}.yaml")
+    _, recipe = load_recipe(folder / f"{teacher.removesuffix('-long')}.yaml")
     out = f"runs/targets-{teacher.removeprefix('base-')}"
     tokens = str(recipe.get("tokens", "runs/tokens"))
-    hours = str(HOURS[teacher])
-    module = "specgen.training.targets"
-    run_alone([module, str(recipe["export"]), out, "--tokens", tokens, "--hours", hours])
+    hours, frames = TARGETS[teacher]
+    command = ["specgen.training.targets", str(recipe["export"]), out, "--tokens", tokens]
+    run_alone([*command, "--hours", str(hours), "--frames", str(frames)])
 
 
 def _kind(name: str) -> str:

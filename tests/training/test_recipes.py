@@ -67,7 +67,9 @@ def test_every_kind_has_a_runner(kind: str) -> None:
 def test_the_projects_own_recipes(name: str) -> None:
     kind, values = load_recipe(embedded.RECIPES / f"{name}.yaml")
     recipe = from_plain(LMRecipe, values, name)
-    assert kind == "lm" and recipe.name == name.removesuffix("-distilled").removesuffix("-guided")
+    assert kind == "lm" and recipe.name == name.removesuffix("-distilled").removesuffix(
+        "-guided"
+    ).removesuffix("-long")
     assert Path(recipe.export).name == recipe.name
 
 
@@ -76,7 +78,8 @@ def test_the_chain_runs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(command: Sequence[str]) -> None:
         teacher = command[0] == "specgen.training.targets"
-        ran.append(("targets:" if teacher else "") + Path(command[1]).stem)
+        long = "-long" if teacher and command[2].endswith("-long") else ""
+        ran.append(("targets:" if teacher else "") + Path(command[1]).stem + long)
 
     monkeypatch.setattr(embedded, "run_alone", run)
     monkeypatch.setattr(embedded, "tokenize", lambda folder: ran.append("tokenize"))
