@@ -1,14 +1,13 @@
 """audiocraft's and transformers' own classes, tiny, with random weights, saved as users have them.
 
 audiocraft is installed without what it pins; what its language model never calls is stood in for
-while a test module runs (`benchmarks/audiocraft_peer.py`).
+while a test module runs (`stand_ins`).
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,32 +25,46 @@ PROMPTS = ["slow jig", "a reel on the fiddle, in D", "x"]
 
 
 @contextmanager
-def audiocraft() -> Iterator[ModuleType]:
-    """audiocraft's `models.builders`, with everything it builds from; skips where it is missing."""
-    path = Path(__file__).parents[1] / "benchmarks" / "audiocraft_peer.py"
-    spec = importlib.util.spec_from_file_location("audiocraft_peer", path)
-    assert spec is not None and spec.loader is not None
-    stand_ins = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stand_ins)
-    if not stand_ins.installed():
-        pytest.skip(f"audiocraft is not installed: {stand_ins.INSTALL}")
+def stand_ins(*more: str) -> Iterator[ModuleType]:
+    """`specgen.benchmarking.audiocraft_peer` with audiocraft loaded, what that lacks stood in for.
+
+    Skips where it is missing. Afterwards none of it is left for other tests.
+
+    Args:
+        more: other modules that the test stands in for.
+    """
+    from specgen.benchmarking import audiocraft_peer
+
+    if not audiocraft_peer.installed():
+        pytest.skip(f"audiocraft is not installed: {audiocraft_peer.INSTALL}")
     before = dict(sys.modules)
-    stand_ins.load()
-    for name in [n for n in sys.modules if n.startswith("audiocraft.quantization")]:
-        del sys.modules[name]
-    builders = importlib.import_module("audiocraft.models.builders")
-    seanet = importlib.import_module("audiocraft.modules.seanet")
-    modules = sys.modules["audiocraft.modules"]
-    modules.SEANetEncoder, modules.SEANetDecoder = seanet.SEANetEncoder, seanet.SEANetDecoder
-    sys.modules["audiocraft"].modules = modules
+    ours = {"audiocraft", "xformers", *audiocraft_peer.ABSENT, *more} - {"transformers"}
+    audiocraft_peer.load()
     try:
-        yield builders
+        yield audiocraft_peer
     finally:
         for name in [n for n in sys.modules if n not in before]:
-            if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT} - {
-                "transformers"
-            }:
+            if name.split(".")[0] in ours:
                 del sys.modules[name]
+
+
+def with_real_codec() -> None:
+    """Within `stand_ins`: let audiocraft's quantiser be imported, not stood in for."""
+    for name in [n for n in sys.modules if n.startswith("audiocraft.quantization")]:
+        del sys.modules[name]
+
+
+@contextmanager
+def audiocraft() -> Iterator[ModuleType]:
+    """audiocraft's `models.builders`, with everything it builds from; skips where it is missing."""
+    with stand_ins():
+        with_real_codec()
+        builders = importlib.import_module("audiocraft.models.builders")
+        seanet = importlib.import_module("audiocraft.modules.seanet")
+        modules = sys.modules["audiocraft.modules"]
+        modules.SEANetEncoder, modules.SEANetDecoder = seanet.SEANetEncoder, seanet.SEANetDecoder
+        sys.modules["audiocraft"].modules = modules
+        yield builders
 
 
 # What audiocraft's own configuration files make of a MusicGen, but for its sizes.

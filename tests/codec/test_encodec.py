@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from specgen.codec.base import Codec
 from specgen.codec.encodec import EncodecCodec, EncodecConfig, load, read_config
 from specgen.codec.encodec_names import fold_weight_norm, from_audiocraft_names
 from specgen.errors import UserError
+from tests.peers import stand_ins, with_real_codec
 
 transformers = pytest.importorskip("transformers")
 
@@ -69,21 +69,9 @@ CFG: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def peer() -> Iterator[ModuleType]:
     """audiocraft's `models.encodec`, with its real SEANet and quantiser."""
-    path = Path(__file__).parents[2] / "benchmarks" / "audiocraft_peer.py"
-    spec = importlib.util.spec_from_file_location("audiocraft_peer", path)
-    assert spec is not None and spec.loader is not None
-    stand_ins = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stand_ins)
-    if not stand_ins.installed():
-        pytest.skip(f"audiocraft is not installed: {stand_ins.INSTALL}")
-    before = dict(sys.modules)
-    stand_ins.load()
-    for name in [n for n in sys.modules if n.startswith("audiocraft.quantization")]:
-        del sys.modules[name]
-    yield importlib.import_module("audiocraft.models.encodec")
-    for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT} - {"transformers"}:
-            del sys.modules[name]
+    with stand_ins():
+        with_real_codec()
+        yield importlib.import_module("audiocraft.models.encodec")
 
 
 def with_options(**changes: Any) -> dict[str, Any]:

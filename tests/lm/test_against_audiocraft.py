@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -17,27 +15,16 @@ from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
 from specgen.lm.transformer import rotations, sinusoids
 from specgen.patterns import PatternSpec
+from tests.peers import stand_ins
 
 K, CARD, ROWS, FRAMES, WORDS = 4, 32, 2, 23, 5
 DELAY, FLATTEN = PatternSpec("delay", K), PatternSpec("flatten", K)
 
 
 @pytest.fixture(scope="module")
-def peer() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "audiocraft_peer.py"
-    spec = importlib.util.spec_from_file_location("audiocraft_peer", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not module.installed():
-        pytest.skip(f"audiocraft is not installed: {module.INSTALL}")
-    before = dict(sys.modules)
-    module.load()
-    yield module
-    # Stand-ins must not reach other tests.
-    for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", *module.ABSENT} - {"transformers"}:
-            del sys.modules[name]
+def peer() -> Iterator[ModuleType]:
+    with stand_ins() as module:
+        yield module
 
 
 def model(dtype: torch.dtype, **options: object) -> MusicLM:

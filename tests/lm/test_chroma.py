@@ -30,6 +30,7 @@ from specgen.lm.model import LMSession, MusicLM
 from specgen.lm.t5 import T5Conditioner
 from specgen.lm.transformer import rotations, sinusoids
 from specgen.patterns import PatternSpec
+from tests.peers import stand_ins
 
 audio_utils = pytest.importorskip("transformers.audio_utils")
 
@@ -68,28 +69,15 @@ def filters(sr: int, n_fft: int, tuning: float, n_chroma: int) -> Any:
 @pytest.fixture(scope="module")
 def peer() -> Iterator[ModuleType]:
     """The module that sets audiocraft up, with stand-ins for librosa, torchaudio and demucs."""
-    path = Path(__file__).parents[2] / "benchmarks" / "audiocraft_peer.py"
-    spec = importlib.util.spec_from_file_location("audiocraft_peer", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not module.installed():
-        pytest.skip(f"audiocraft is not installed: {module.INSTALL}")
-    before = dict(sys.modules)
-    module.load()
-    chroma: Any = importlib.import_module("audiocraft.modules.chroma")
-    chroma.filters = SimpleNamespace(chroma=filters)
-    chroma.torchaudio = SimpleNamespace(transforms=SimpleNamespace(Spectrogram=Spectrogram))
-    stems: Any = ModuleType("demucs")
-    nothing = SimpleNamespace(sources=["vocals", "other"], to=lambda _device: nothing)
-    stems.pretrained = SimpleNamespace(get_model=lambda _name: nothing)
-    sys.modules["demucs"] = stems
-    yield module
-    for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", "demucs", *module.ABSENT} - {
-            "transformers"
-        }:
-            del sys.modules[name]
+    with stand_ins("demucs") as module:
+        chroma: Any = importlib.import_module("audiocraft.modules.chroma")
+        chroma.filters = SimpleNamespace(chroma=filters)
+        chroma.torchaudio = SimpleNamespace(transforms=SimpleNamespace(Spectrogram=Spectrogram))
+        stems: Any = ModuleType("demucs")
+        nothing = SimpleNamespace(sources=["vocals", "other"], to=lambda _device: nothing)
+        stems.pretrained = SimpleNamespace(get_model=lambda _name: nothing)
+        sys.modules["demucs"] = stems
+        yield module
 
 
 def tune(seconds: float, rate: int = 8000) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from specgen.errors import UserError
 from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
 from specgen.lm.t5 import MAX_TOKENS, T5Conditioner, TextEncoder
+from tests.peers import stand_ins
 
 transformers = pytest.importorskip("transformers")
 
@@ -55,18 +55,8 @@ def conditioner(folder: Path) -> T5Conditioner:
 @pytest.fixture(scope="module")
 def peer() -> Iterator[ModuleType]:
     """audiocraft's `modules.conditioners`."""
-    path = Path(__file__).parents[2] / "benchmarks" / "audiocraft_peer.py"
-    spec = importlib.util.spec_from_file_location("audiocraft_peer", path)
-    assert spec is not None and spec.loader is not None
-    stand_ins = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stand_ins)
-    if not stand_ins.installed():
-        pytest.skip(f"audiocraft is not installed: {stand_ins.INSTALL}")
-    before = dict(sys.modules)
-    yield stand_ins.load()[1]
-    for name in [n for n in sys.modules if n not in before]:
-        if name.split(".")[0] in {"audiocraft", "xformers", *stand_ins.ABSENT} - {"transformers"}:
-            del sys.modules[name]
+    with stand_ins() as module:
+        yield module.load()[1]
 
 
 def audiocrafts(
