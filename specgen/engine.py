@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specgen.checkpoints.base import CodecId, LMCheckpoint
+from specgen.checkpoints.base import LMCheckpoint
 from specgen.checkpoints.pairing import check_together
 from specgen.checkpoints.registry import load_codec, load_lm
 from specgen.clips import Clip, Request
@@ -85,7 +85,8 @@ def load(
         )
     codec, identity = load_codec(preset.fetch(node.codec.checkpoint), verifier.codec)
     codec.to(place)
-    _check_together(verifier, drafter, identity)
+    models = [("verifier", verifier), ("drafter", drafter)]
+    check_together([(role, m.name, m.codec) for role, m in models if m is not None], identity)
     check_settings(settings, verifier, drafter)
     for model in (verifier, drafter):
         if model is not None:
@@ -300,12 +301,6 @@ class Engine:
 
 def _dtype_name(model: LMCheckpoint) -> str:
     return str(model.lm.dtype).removeprefix("torch.")
-
-
-def _check_together(verifier: LMCheckpoint, drafter: LMCheckpoint | None, codec: CodecId) -> None:
-    """Refuse models that do not speak of the same tokens (`pairing.check_together`)."""
-    models = [("verifier", verifier), ("drafter", drafter)]
-    check_together([(role, m.name, m.codec) for role, m in models if m is not None], codec)
 
 
 def lenient(lossy: str, codec: Codec) -> Lenient | None:
