@@ -56,6 +56,7 @@ class _Missing(ModuleType):
 def _package(name: str, folder: Path) -> None:
     """Make `name` importable from `folder` without running its `__init__`."""
     module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None, is_package=True)  # for whoever asks if it is installed
     module.__path__ = [str(folder)]
     sys.modules[name] = module
 
