@@ -165,11 +165,10 @@ def load_lm(
 
 def plan(config: LMConfig) -> dict[str, list[Piece]]:
     """Every tensor is kept as it is."""
-    import torch
-
+    from specgen.bare import bare
     from specgen.lm.model import MusicLM
 
-    with torch.device("meta"):
+    with bare():
         return {name: [Piece(name)] for name in MusicLM(config).state_dict()}
 
 

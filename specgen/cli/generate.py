@@ -15,6 +15,7 @@ from specgen.cli import batch as batches
 from specgen.cli import report
 from specgen.cli.hear import check_stream, listening, sections_of
 from specgen.cli.job import Job, check_sidecar, read_sidecar, settings_of
+from specgen.cli.timings import Timings
 from specgen.errors import UserError
 from specgen.jobs.options import Recipe
 from specgen.jobs.rows import slug
@@ -106,6 +107,9 @@ def generate(
         bool, typer.Option("--force", help="From a sidecar though preset or models changed.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="A table of statistics.")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Say where the seconds went, from start to end.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is loaded.")] = False,
     prompt_file: Annotated[
         str | None,
@@ -148,6 +152,7 @@ def generate(
     clips are decoded as one batch; clip i has seed + i, and what it is does not depend on the
     batch. With --prompts a whole file is made; the same command again makes what is missing.
     """
+    laps = Timings()
     changes: dict[str, Any] = {
         "rule": rule,
         "lossy": lossy,
@@ -163,6 +168,8 @@ def generate(
     if prompt_file is not None:
         if prompts or from_sidecar is not None:
             raise UserError("--prompts takes the prompts from its file; leave the others out")
+        if timings:
+            raise UserError("--timings is for a call without --prompts; leave it out")
         if prompt_at or stream:
             raise UserError("--prompt-at and --stream are for one clip; leave out --prompts")
         options = batches.Options(
@@ -227,6 +234,7 @@ def generate(
 
     from specgen.engine import Request, load
 
+    laps.lap("import")
     engine = load(
         job.preset,
         device=device,
@@ -236,6 +244,7 @@ def generate(
         threads=threads,
     )
     check_sidecar(job, engine)
+    laps.lap("load")
     if verbose:
         print(report.loaded(engine), file=sys.stderr)
     requests = [
@@ -246,7 +255,9 @@ def generate(
     ]
     with listening(stream, stream_format, engine, overwrite=overwrite) as play:
         quiet = as_json or stream == "-"
-        clips, failed = _make(engine, requests, paths, rows or 16, play, quiet=quiet)
+        clips, failed = _make(engine, requests, paths, rows or 16, play, laps, quiet=quiet)
+    if timings:
+        laps.show()
     if stats and clips:
         report.print_table(clips)
     if as_json:
@@ -273,6 +284,7 @@ def _make(
     paths: list[Path],
     batch: int,
     play: Callable[[Request, Tensor], None] | None,
+    laps: Timings,
     *,
     quiet: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -304,6 +316,7 @@ def _make(
                 continue
             finally:
                 bar.finish(sum(frames[part]))
+            laps.made(made)
             for clip, path in zip(made, paths[part], strict=True):
                 codes = clip.codes.numpy().astype("<i2")
                 wave, rate = clip.audio.numpy(), clip.sample_rate
@@ -316,6 +329,7 @@ def _make(
                 bar.say(report.summary(clip, path))
                 if not quiet:
                     print(path, flush=True)
+            laps.lap("write")
     return clips, failed
 
 

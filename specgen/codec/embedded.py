@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yaml import YAMLError  # type: ignore[import-untyped,unused-ignore]
 
+from specgen.bare import bare
 from specgen.codec.quantize import ResidualQuantizer
 from specgen.codec.seanet import SeanetDecoder, SeanetEncoder
 from specgen.codec.spectral import SpectralDecoder, SpectralEncoder
@@ -157,7 +158,8 @@ def load_codec(folder: Path) -> EmbeddedCodec:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"codec weights {path} are corrupt ({error}): fetch them again") from None
-    codec = EmbeddedCodec(config)
+    with bare("cpu"):
+        codec = EmbeddedCodec(config)
     expected = codec.state_dict()
     wrong = sorted(expected.keys() ^ weights.keys()) or [
         name for name, value in expected.items() if value.shape != weights[name].shape

@@ -32,8 +32,9 @@ class MusicLM(nn.Module):
         self.heads: nn.Linear | PackedHeads = nn.Linear(
             config.dim, config.codebooks * config.card, bias=config.bias_heads
         )
-        offsets = torch.arange(config.codebooks) * (config.card + 1)
-        self.register_buffer("offsets", offsets[:, None], persistent=False)
+        # Not by arange: on the meta device that imports torch's compiler, which takes seconds.
+        offsets = torch.tensor([[k * (config.card + 1)] for k in range(config.codebooks)])
+        self.register_buffer("offsets", offsets, persistent=False)
         self.offsets: Tensor
 
     def hidden(self, tokens: Tensor, memory: CrossMemory | None) -> Tensor:

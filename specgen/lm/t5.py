@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from specgen.bare import bare
 from specgen.errors import UserError
 from specgen.lm.conditioning import Words
 
@@ -359,7 +360,7 @@ def build_t5(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Modul
 
     try:
         settings = T5Config(**dict(config))
-        with torch.device("meta"):
+        with bare():
             model = T5EncoderModel(settings)
     except (TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:160]

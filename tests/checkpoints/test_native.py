@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,13 @@ def test_interpolations_are_mere_text(folder: Path) -> None:
 def test_embedded_folders_lie_in_the_package() -> None:
     folder = native.embedded_folder("base-delay")
     assert folder.parts[-4:] == ("specgen", "checkpoints", "embedded", "base-delay")
+
+
+def test_loading_imports_no_compiler() -> None:
+    """torch's compiler takes longer to import than the embedded models to load."""
+    code = (
+        "import sys, specgen; specgen.load('embedded');"
+        "heavy = [m for m in ('torch._dynamo', 'sympy', 'transformers') if m in sys.modules];"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

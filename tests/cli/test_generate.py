@@ -177,6 +177,21 @@ def test_stats_and_verbose_go_to_stderr(
     assert "drafter drafter: delay" in err and "verifier flatten: flatten" in err
 
 
+def test_timings_name_every_part_of_a_call(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "a jig", "a reel", "-d", "0.2", "--seed", "1", "--preset", tiny]
+    assert run([*arguments, "-o", str(tmp_path), "--batch", "1", "--timings"]) == 0
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("specgen: seconds"))
+    parts, _, total = line.removeprefix("specgen: seconds: ").partition("; ")
+    seconds = {name: float(value) for name, value in (p.split() for p in parts.split(", "))}
+    assert list(seconds)[-6:] == ["import", "load", "condition", "decode", "codec", "write"]
+    assert all(value >= 0 for value in seconds.values()) and seconds["decode"] > 0
+    outside = float(total.split()[0])
+    rest = sum(value for name, value in seconds.items() if name != "decode")
+    assert outside == pytest.approx(rest, abs=0.04)  # each is rounded
+
+
 def test_a_batch_that_fails_leaves_the_others(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
