@@ -21,6 +21,7 @@ from specgen.errors import UserError
 
 SCHEMA = 1
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZED = ("none", "int8", "fp8")
 MISSING = "???"  # omegaconf's mark of a value that has no default
 RULES = ("coupled", "mixed", "keep", "rejection")
 
@@ -28,10 +29,11 @@ RULES = ("coupled", "mixed", "keep", "rejection")
 @dataclass
 class VerifierNode:
     """`checkpoint` is `embedded:NAME`, `hub:OWNER/NAME@REVISION`, or a folder, relative to the
-    preset's file."""
+    preset's file; `quantize` says in what its weights are kept once they are loaded."""
 
     checkpoint: str = MISSING
     dtype: str = "float32"
+    quantize: str = "none"
 
 
 @dataclass
@@ -231,6 +233,10 @@ def fingerprint(node: PresetNode) -> str:
     values = OmegaConf.to_container(OmegaConf.structured(node))
     assert isinstance(values, dict)
     values.pop("description", None)
+    for role in ("verifier", "drafter"):
+        part = values[role]
+        if part is not None and part["quantize"] == "none":
+            del part["quantize"]  # the hash of a preset from before there was the key
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -256,6 +262,9 @@ def _check(node: PresetNode, path: Path) -> None:
         part = getattr(node, role)
         if part is not None and part.dtype not in DTYPES:
             raise bad(f"{role}.dtype {part.dtype!r} is unknown; known: {', '.join(DTYPES)}")
+        if part is not None and part.quantize not in QUANTIZED:
+            known = ", ".join(QUANTIZED)
+            raise bad(f"{role}.quantize {part.quantize!r} is unknown; known: {known}")
     if node.speculation.rule not in RULES:
         raise bad(
             f"speculation.rule {node.speculation.rule!r} is unknown; known: {', '.join(RULES)}"
@@ -285,6 +294,24 @@ def parse_draft_frames(value: object, where: str) -> int | None:
     if not 1 <= frames <= 12:
         raise UserError(f"{where} must be auto or a whole number from 1 to 12, got {value!r}")
     return frames
+
+
+def parse_quantize(text: str | None) -> dict[str, str]:
+    """How the weights of roles are to be quantised: `drafter=int8`, or both roles by comma.
+
+    Raises:
+        UserError: another role or kind, or a role twice.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(",") if text is not None else ():
+        role, _, kind = part.strip().partition("=")
+        if role not in ("verifier", "drafter") or kind not in QUANTIZED or role in found:
+            raise UserError(
+                f"--quantize {text!r} is not understood; write drafter=int8, verifier=int8 or "
+                f"both with a comma (kinds: {', '.join(QUANTIZED)})"
+            )
+        found[role] = kind
+    return found
 
 
 def check_sampling(sampling: SamplingNode, where: str) -> None:

@@ -24,7 +24,7 @@ from specgen.checkpoints.pairing import check_together
 from specgen.checkpoints.registry import load_codec, load_lm
 from specgen.clips import Clip, Request
 from specgen.codec.base import Codec
-from specgen.config import Preset, check_sampling, load_preset
+from specgen.config import Preset, VerifierNode, check_sampling, load_preset, parse_quantize
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.loop import Drafting, Progress, steps_per_frame
 from specgen.decoding.lossy import Kind, Leniency, Lenient
@@ -32,6 +32,7 @@ from specgen.devices import choose_device, choose_dtype, describe_device, versio
 from specgen.errors import UserError
 from specgen.listening import read_audio, read_start
 from specgen.lm.chroma import melody_rate as rate_of
+from specgen.lm.quantized import check_kind
 from specgen.settings import Settings
 from specgen.sitting import Sitting
 from specgen.windows import Window, windows
@@ -52,6 +53,7 @@ def load(
     draft: bool = True,
     settings: Settings | None = None,
     threads: int | None = None,
+    quantize: str | None = None,
 ) -> Engine:
     """Load a preset's models.
 
@@ -62,6 +64,7 @@ def load(
         draft: False leaves the drafter out.
         settings: overrides the preset's.
         threads: CPU threads; None chooses.
+        quantize: of the models' weights, overriding the preset: `drafter=int8`.
 
     Raises:
         UserError: anything that keeps the models from being loaded or from fitting each other.
@@ -71,18 +74,16 @@ def load(
     settings = settings or Settings.of(preset)
     place = choose_device(device)
     node = preset.node
-    verifier = load_lm(
-        preset.fetch(node.verifier.checkpoint),
-        place,
-        choose_dtype(dtype or node.verifier.dtype, place),
-    )
-    drafter = None
-    if draft and node.drafter is not None:
-        drafter = load_lm(
-            preset.fetch(node.drafter.checkpoint),
-            place,
-            choose_dtype(dtype or node.drafter.dtype, place),
-        )
+    kinds = parse_quantize(quantize)
+
+    def fetched(role: str, part: VerifierNode) -> LMCheckpoint:
+        kind = kinds.get(role, part.quantize)
+        check_kind(kind, place)
+        number = choose_dtype(dtype or part.dtype, place)
+        return load_lm(preset.fetch(part.checkpoint), place, number).quantized(kind)
+
+    verifier = fetched("verifier", node.verifier)
+    drafter = fetched("drafter", node.drafter) if draft and node.drafter is not None else None
     codec, identity = load_codec(preset.fetch(node.codec.checkpoint), verifier.codec)
     codec.to(place)
     models = [("verifier", verifier), ("drafter", drafter)]
@@ -291,6 +292,10 @@ class Engine:
             "dtype": {
                 "verifier": _dtype_name(self.verifier),
                 "drafter": None if drafter is None else _dtype_name(drafter),
+            },
+            "quantize": {
+                "verifier": self.verifier.quantize,
+                "drafter": None if drafter is None else drafter.quantize,
             },
             "versions": versions(),
             "lossless": clip.lossless,

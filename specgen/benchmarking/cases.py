@@ -20,6 +20,7 @@ from specgen.config import (
     VerifierNode,
     fingerprint,
     parse_draft_frames,
+    parse_quantize,
 )
 
 # The rows of the reference table at the embedded sizes: each verifier alone, then the pairs.
@@ -102,6 +103,7 @@ class Case:
         return (
             self._place(node.checkpoint),
             node.dtype,
+            node.quantize,
             (sampling.temperature, sampling.top_k, sampling.top_p),
             sampling.cfg if guided else 1.0,
             self.duration,
@@ -135,7 +137,7 @@ def expand(presets: Sequence[Preset], sweep: Sweep) -> list[Case]:
         for duration, batch in product(
             sweep.durations or (preset.node.duration.default,), sweep.batches
         ):
-            name = preset.path.stem
+            name = titled(preset)
             label = name if preset.drafter is None else f"{name}, verifier alone"
             case = Case(label, preset, duration, batch, None)
             alone.setdefault(case.reference, case)
@@ -166,6 +168,34 @@ def _drafts(preset: Preset, sweep: Sweep) -> Iterator[Draft]:
         sweep.rules or (own.rule,), frames, temperatures, given or (None,)
     ):
         yield Draft(rule, length, values, one)
+
+
+def quantized(presets: Sequence[Preset], specs: Sequence[str]) -> list[Preset]:
+    """Every preset with its models quantised as each of `specs` (`drafter=int8`) says; as they are
+    where there is none.
+
+    Raises:
+        UserError: a spec that is not understood.
+    """
+    if not specs:
+        return list(presets)
+    made: dict[str, Preset] = {}
+    for preset, spec in product(presets, specs):
+        kinds, node = parse_quantize(spec), preset.node
+        verifier = replace(node.verifier, quantize=kinds.get("verifier", node.verifier.quantize))
+        drafter = node.drafter and replace(
+            node.drafter, quantize=kinds.get("drafter", node.drafter.quantize)
+        )
+        node = replace(node, verifier=verifier, drafter=drafter)
+        made.setdefault(fingerprint(node), replace(preset, node=node, sha256=fingerprint(node)))
+    return list(made.values())
+
+
+def titled(preset: Preset) -> str:
+    """A preset's name in a table, with what is quantised."""
+    parts = {"verifier": preset.node.verifier, "drafter": preset.drafter}
+    said = [f"{r} {p.quantize}" for r, p in parts.items() if p and p.quantize != "none"]
+    return ", ".join([preset.path.stem, *said])
 
 
 _SYNTHETIC = "synthetic:"  # how the checkpoints of a synthetic preset begin

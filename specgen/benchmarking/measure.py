@@ -99,10 +99,10 @@ def _key(case: Case) -> tuple[str, str]:
 def _engines(cases: Sequence[Case], plan: Plan, say: Say) -> dict[tuple[str, str], Engine]:
     """One engine a preset; presets that name the same checkpoint share its weights."""
     engines: dict[tuple[str, str], Engine] = {}
-    models: dict[tuple[str, torch.dtype], LMCheckpoint] = {}
+    models: dict[tuple[str, torch.dtype, str], LMCheckpoint] = {}
 
     def shared(model: LMCheckpoint) -> LMCheckpoint:
-        return models.setdefault((model.sha256, model.lm.dtype), model)
+        return models.setdefault((model.sha256, model.lm.dtype, model.quantize), model)
 
     for case in cases:
         key = _key(case)
@@ -161,6 +161,8 @@ def _add_peers(trials: Iterable[Trial], prompt: str, say: Say) -> None:
         name = trial.case.peer
         if name is None:
             continue
+        if trial.lead.quantize != "none":
+            raise UserError(f"{name} decodes unquantised weights only; leave out --peer")
         key = name, id(trial.lead)
         if key not in made:
             say(f"handing the weights of {trial.lead.name} to {name}")

@@ -29,6 +29,7 @@ from specgen.engine import Engine
 from specgen.errors import UserError
 from specgen.lm.conditioning import Words
 from specgen.lm.model import MusicLM
+from specgen.lm.quantized import check_kind
 from specgen.patterns import PatternSpec
 from specgen.settings import Settings
 
@@ -185,6 +186,8 @@ def load(
     place = choose_device(device)
     kind = choose_dtype(dtype or ("float32" if place.type == "cpu" else "float16"), place)
     node = preset.node
+    for part in (node.verifier, node.drafter):
+        check_kind("none" if part is None else part.quantize, place)
     verifier = _checkpoint(node.verifier.checkpoint, "verifier", place, kind, seed)
     entries = shared_entries(verifier.lm.config.card)
     K = verifier.pattern.codebooks
@@ -197,6 +200,9 @@ def load(
             [_starts(w, drafter.pattern, verifier.pattern, entries) for w in wanted] or [[0] * K],
             entries,
         )
+    verifier = verifier.quantized(node.verifier.quantize)
+    if drafter is not None and node.drafter is not None:
+        drafter = drafter.quantized(node.drafter.quantize)
     for model in (verifier, drafter):
         if model is not None:
             model.lm.pack()

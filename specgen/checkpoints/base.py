@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -74,6 +74,7 @@ class LMCheckpoint:
         sha256: of its weights file.
         training: how it was trained, for model cards.
         guidance: the CFG coefficient that its configuration asks for.
+        quantize: how its weights were quantised after loading; `none` of a model as it was stored.
     """
 
     name: str
@@ -85,6 +86,20 @@ class LMCheckpoint:
     sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     guidance: float = GUIDANCE
+    quantize: str = "none"
+
+    def quantized(self, kind: str) -> LMCheckpoint:
+        """This model with its weights quantised in place, under a name that says so.
+
+        Raises:
+            UserError: torchao is not installed.
+        """
+        if kind == "none":
+            return self
+        from specgen.lm.quantized import quantize_
+
+        quantize_(self.lm, kind)
+        return replace(self, name=f"{self.name} {kind}", quantize=kind)
 
 
 class NoText:

@@ -60,7 +60,7 @@ def inspect(preset: Preset) -> list[Side]:
     for role, part in parts.items():
         if part is not None:
             dtype = getattr(torch, part.dtype)
-            model = load_lm(preset.fetch(part.checkpoint), "cpu", dtype)
+            model = load_lm(preset.fetch(part.checkpoint), "cpu", dtype).quantized(part.quantize)
             sides.append(_side(role, model))
             del model
     codec, identity = load_codec(preset.fetch(preset.node.codec.checkpoint), sides[0].codec)

@@ -12,7 +12,13 @@ import typer
 
 from specgen import config
 from specgen.benchmarking import plot as picture
-from specgen.benchmarking.cases import DEFAULT_PRESETS, Sweep, expand, synthetic_preset
+from specgen.benchmarking.cases import (
+    DEFAULT_PRESETS,
+    Sweep,
+    expand,
+    quantized,
+    synthetic_preset,
+)
 from specgen.benchmarking.given import Given
 from specgen.benchmarking.shapes import Pair
 from specgen.benchmarking.tables import FORMATS, card, findings, render, static_card
@@ -74,6 +80,10 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
         str | None, typer.Option(help=f"Of all models: {', '.join(config.DTYPES)}.")
+    ] = None,
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights in 8 bits: drafter=int8. Give it again for another row."),
     ] = None,
     synthetic: Annotated[
         list[str] | None,
@@ -157,7 +167,8 @@ def bench(
     )
     names = presets or ([] if pairs else DEFAULT_PRESETS)
     chosen = [config.load_preset(name) for name in names]
-    cases = expand([*chosen, *map(synthetic_preset, pairs)], sweep)
+    chosen = quantized([*chosen, *map(synthetic_preset, pairs)], quantize or [])
+    cases = expand(chosen, sweep)
     lines = prompt_lines(prompts) if prompts is not None else PROMPTS
 
     from specgen.benchmarking.measure import Plan, measure

@@ -72,6 +72,13 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the preset's if left out.")
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights in 8 bits: drafter=int8 (or fp8), verifier=int8; a verifier is then "
+            "another model."
+        ),
+    ] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="The verifier alone.")] = False,
     rule: Annotated[str | None, typer.Option(help="coupled, mixed, keep or rejection.")] = None,
     allow_biased: Annotated[
@@ -165,6 +172,7 @@ def generate(
         "cfg": cfg,
     }
     rows = None if batch == "auto" else _rows(batch)
+    config.parse_quantize(quantize)
     if prompt_file is not None:
         if prompts or from_sidecar is not None:
             raise UserError("--prompts takes the prompts from its file; leave the others out")
@@ -181,6 +189,7 @@ def generate(
                 dtype=dtype,
                 changes=tuple(sorted((k, v) for k, v in changes.items() if v is not None)),
                 allow_biased=allow_biased,
+                quantize=quantize,
             ),
             seed=seed or 0,
             count=count or 1,
@@ -219,6 +228,7 @@ def generate(
     if no_draft:
         job.draft = False
     job.dtype = dtype or job.dtype
+    job.quantize = quantize or job.quantize
     job.continue_from = continue_from or job.continue_from
     job.melody = melody or job.melody
     texts = [prompt for prompt in job.prompts for _ in range(job.count)]
@@ -242,9 +252,16 @@ def generate(
         draft=job.draft,
         settings=settings_of(job, changes, allow_biased=allow_biased),
         threads=threads,
+        quantize=job.quantize,
     )
     check_sidecar(job, engine)
     laps.lap("load")
+    if engine.verifier.quantize != "none":
+        print(
+            f"specgen: note: the verifier's weights are {engine.verifier.quantize}: another model "
+            "than its checkpoint, and clips follow that one",
+            file=sys.stderr,
+        )
     if verbose:
         print(report.loaded(engine), file=sys.stderr)
     requests = [

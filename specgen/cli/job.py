@@ -28,6 +28,7 @@ class Job:
         duration: seconds; None is the preset's default.
         draft: False leaves the drafter out.
         dtype: of both models; None is the preset's.
+        quantize: of the models' weights; None is the preset's.
         continue_from: an audio file that every clip begins with.
         melody: an audio file whose melody every clip follows.
         sections: (seconds, prompt) pairs: what every clip plays from there on.
@@ -42,6 +43,7 @@ class Job:
     duration: float | None = None
     draft: bool = True
     dtype: str | None = None
+    quantize: str | None = None
     continue_from: Path | None = None
     melody: Path | None = None
     sections: tuple[tuple[float, str], ...] = ()
@@ -79,6 +81,7 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
             duration=float(sidecar["duration_seconds"]),
             draft=sidecar["checkpoints"]["drafter"] is not None,
             dtype=sidecar["dtype"]["verifier"],
+            quantize=_quantized(sidecar),
             continue_from=_heard(sidecar, "continue_from", path),
             melody=_heard(sidecar, "melody", path),
             sections=tuple((float(at), str(text)) for at, text in sidecar.get("sections", [])),
@@ -96,6 +99,14 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
     if job.preset.sha256 != sidecar["preset_sha256"]:
         _changed(job, f"preset {job.preset.name}", "bring back the old preset")
     return job
+
+
+def _quantized(sidecar: dict[str, Any]) -> str | None:
+    """How the models of a clip were quantised; sidecars from before that say nothing."""
+    kinds = dict(sidecar.get("quantize") or {})
+    text = ",".join(f"{role}={kind}" for role, kind in kinds.items() if kind is not None)
+    config.parse_quantize(text or None)
+    return text or None
 
 
 def _heard(sidecar: dict[str, Any], name: str, path: Path) -> Path | None:

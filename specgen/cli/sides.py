@@ -29,6 +29,7 @@ def _parser() -> _Parser:
     parser.add_argument("--allow-biased", action="store_true")
     parser.add_argument("--no-drafter-cfg", dest="drafter_cfg", action="store_false", default=None)
     parser.add_argument("--dtype", choices=config.DTYPES)
+    parser.add_argument("--quantize")
     parser.add_argument("--rule")
     parser.add_argument("--lossy")
     parser.add_argument("--draft-frames")
@@ -52,7 +53,8 @@ class Written:
         from specgen.evaluation.runs import Side
 
         settings = settings_of(self.job, self.changes, allow_biased=self.allow_biased)
-        return Side(self.text, self.job.preset, settings, self.job.draft, self.job.dtype)
+        job = self.job
+        return Side(self.text, job.preset, settings, job.draft, job.dtype, job.quantize)
 
 
 def read_side(text: str) -> Written:
@@ -71,6 +73,8 @@ def read_side(text: str) -> Written:
     job = Job(config.load_preset(given.pop("preset")), [], 0)
     job.draft = not given.pop("no_draft")
     job.dtype = given.pop("dtype")
+    job.quantize = given.pop("quantize")
+    config.parse_quantize(job.quantize)
     allow = bool(given.pop("allow_biased"))
     return Written(" ".join(text.split()), job, given, allow)
 

@@ -28,7 +28,7 @@ class Side:
 
     Attributes:
         label: as the user wrote it.
-        preset, settings, draft, dtype: see `specgen.engine.load`.
+        preset, settings, draft, dtype, quantize: see `specgen.engine.load`.
     """
 
     label: str
@@ -36,6 +36,7 @@ class Side:
     settings: Settings
     draft: bool = True
     dtype: str | None = None
+    quantize: str | None = None
 
     def load(self, device: str = "auto", threads: int | None = None) -> Engine:
         """Its models."""
@@ -46,6 +47,7 @@ class Side:
             draft=self.draft,
             settings=self.settings,
             threads=threads,
+            quantize=self.quantize,
         )
 
 

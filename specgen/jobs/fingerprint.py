@@ -21,12 +21,14 @@ def fingerprint(engine: Engine, request: Request, heard: Mapping[str, str]) -> s
     """Hash of what decides a clip.
 
     Args:
-        engine: its preset, checkpoints, settings and dtypes count; its device does not.
+        engine: its preset, checkpoints, settings, dtypes and quantisation count, its device does
+            not.
         request: checked; its prompts, seed and length in frames count, its id does not.
         heard: sha256 of the audio files that it begins with or follows; their paths do not count.
     """
     drafter = engine.drafter
-    values = {
+    kinds = [model.quantize for model in (engine.verifier, drafter) if model]
+    values: dict[str, object] = {
         "schema": SCHEMA,
         "prompt": request.prompt,
         "seed": request.seed,
@@ -40,6 +42,8 @@ def fingerprint(engine: Engine, request: Request, heard: Mapping[str, str]) -> s
         "dtypes": [str(model.lm.dtype) for model in (engine.verifier, drafter) if model],
         "sampling": engine.settings.as_dict(),
     }
+    if set(kinds) != {"none"}:
+        values["quantize"] = kinds  # left out where it says nothing, as before there was the key
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -35,6 +35,7 @@ class Recipe:
         dtype: of the models; None is the preset's.
         changes: pairs of `CHANGES` and values, sorted.
         allow_biased: accept a rule that changes the distribution.
+        quantize: of the models' weights, as `specgen.load` takes it.
     """
 
     preset: str
@@ -42,6 +43,7 @@ class Recipe:
     dtype: str | None = None
     changes: tuple[tuple[str, Any], ...] = ()
     allow_biased: bool = False
+    quantize: str | None = None
 
     def varied(self, options: Mapping[str, Any]) -> Recipe:
         """This recipe with a row's options."""

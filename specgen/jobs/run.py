@@ -61,6 +61,7 @@ class Job:
             "preset_sha256": preset.sha256,
             "draft": self.recipe.draft,
             "dtype": self.recipe.dtype,
+            **({"quantize": self.recipe.quantize} if self.recipe.quantize else {}),
             "options": dict(self.recipe.changes),
             "duration": self.place.duration,
             "continue_from": self.place.continue_from,

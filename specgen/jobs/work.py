@@ -101,7 +101,7 @@ class Worker:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._engine: Engine | None = None
-        self._loaded: tuple[str, bool, str | None] | None = None
+        self._loaded: tuple[str, bool, str | None, str | None] | None = None
         self._most: int | None = None  # rows in flight that memory has been found to allow
 
     def engine(self, recipe: Recipe) -> Engine:
@@ -113,7 +113,7 @@ class Worker:
         from specgen.engine import load
 
         settings = recipe.settings()
-        models = (recipe.preset, recipe.draft, recipe.dtype)
+        models = (recipe.preset, recipe.draft, recipe.dtype, recipe.quantize)
         if self._engine is not None and self._loaded == models:
             return with_settings(self._engine, settings)
         self._engine = self._loaded = self._most = None
@@ -124,6 +124,7 @@ class Worker:
             draft=recipe.draft,
             settings=settings,
             threads=self.place.threads,
+            quantize=recipe.quantize,
         )
         self._loaded = models
         return self._engine

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
+from specgen.lm.quantized import QuantizedLinear
 from specgen.lm.step import Stepper
 from specgen.lm.transformer import CrossMemory, Transformer
 
@@ -89,13 +90,15 @@ class MusicLM(nn.Module):
         return self.embedding.weight.dtype
 
     def weight_bytes(self) -> int:
-        """Bytes of the weights as they lie in memory (packed ones take two a number)."""
-        packed = sum(2 * m.count for m in self.modules() if isinstance(m, PackedLinear))
-        return packed + sum(p.nbytes for p in self.parameters())
+        """Bytes of the weights as they lie in memory."""
+        return sum(m.nbytes for m in self._stored()) + sum(p.nbytes for p in self.parameters())
 
     def parameter_count(self) -> int:
-        packed = sum(m.count for m in self.modules() if isinstance(m, PackedLinear))
-        return packed + sum(p.numel() for p in self.parameters())
+        return sum(m.count for m in self._stored()) + sum(p.numel() for p in self.parameters())
+
+    def _stored(self) -> list[PackedLinear | QuantizedLinear]:
+        """The products that hold their weights in a form of their own."""
+        return [m for m in self.modules() if isinstance(m, PackedLinear | QuantizedLinear)]
 
 
 class LMSession:

@@ -9,6 +9,8 @@ column, which MKL prefers here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,18 +38,34 @@ class PackedLinear(nn.Module):
         weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
         return weight
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes as it lies in memory."""
+        return 2 * self.count
+
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, self._packed)  # type: ignore[no-any-return]
 
 
 class PackedHeads(nn.Module):
-    """The K heads, packed one by one, since a step often needs one alone."""
+    """The K heads, packed one by one, since a step often needs one alone.
 
-    def __init__(self, heads: nn.Linear, codebooks: int) -> None:
+    Args:
+        heads: all in one.
+        codebooks: K.
+        layer: makes a head of its weight and bias.
+    """
+
+    def __init__(
+        self,
+        heads: nn.Linear,
+        codebooks: int,
+        layer: Callable[[Tensor, Tensor | None], nn.Module] = PackedLinear,
+    ) -> None:
         super().__init__()
         biases = [None] * codebooks if heads.bias is None else heads.bias.chunk(codebooks)
         weights = heads.weight.chunk(codebooks)
-        self.each = nn.ModuleList(map(PackedLinear, weights, biases))
+        self.each = nn.ModuleList(map(layer, weights, biases))
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Logits `[..., card]` of one codebook."""

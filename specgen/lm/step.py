@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specgen.lm.cache import KVCache, Span
-from specgen.lm.packed import PackedLinear
 from specgen.lm.transformer import (
     Block,
     CrossMemory,
@@ -29,9 +28,8 @@ Product = Callable[[Tensor], Tensor]
 
 def product(layer: nn.Module) -> Product:
     """A linear layer as a function of `[M, in]`."""
-    if isinstance(layer, PackedLinear):
-        return layer.forward
-    assert isinstance(layer, nn.Linear)
+    if not isinstance(layer, nn.Linear):
+        return layer.forward  # packed or quantised
     if layer.weight.device.type != "cpu" or layer.bias is not None:
         return lambda x: F.linear(x, layer.weight, layer.bias)
     turned = layer.weight.t()
