@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -43,9 +46,14 @@ _PROBE = (
 )
 
 
+_LIMIT, _NO_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
+_SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/benchmarks.md)
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """A dtype by name. On a CPU, 16 bit is tried in another process first: CPUs that advertise AMX
-    and fault on it die with an illegal instruction.
+    and fault on it die with an illegal instruction. Where that happens and leaving AMX out helps,
+    oneDNN is told so; it listens until its first product, so this comes before any.
 
     Raises:
         UserError: unknown, or this CPU cannot do it.
@@ -54,13 +62,65 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in known:
         raise UserError(f"dtype {name!r} is unknown; use {', '.join(known)}")
     if device.type == "cpu" and name != "float32":
-        probe = subprocess.run([sys.executable, "-c", _PROBE.format(name)], capture_output=True)
-        if probe.returncode:
+        code = _probe(name)
+        if code and _LIMIT not in os.environ and not _probe(name, {_LIMIT: _NO_AMX}):
+            os.environ[_LIMIT] = _NO_AMX
+        elif code:
             raise UserError(
-                f"{name} products fail on this CPU (exit {probe.returncode}); use --dtype "
-                "float32, or set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 and try again"
+                f"{name} products fail on this CPU (exit {code}), also without AMX; use --dtype "
+                "float32"
             )
     return known[name]
+
+
+def _probe(name: str, changes: Mapping[str, str] | None = None) -> int:
+    """How a process ends that multiplies in a dtype, its environment changed."""
+    command = [sys.executable, "-c", _PROBE.format(name)]
+    environment = {**os.environ, **(changes or {})}
+    return subprocess.run(command, capture_output=True, env=environment).returncode
+
+
+def choose_threads(parameters: int) -> int:
+    """CPU threads for a model of so many parameters: one for a small model, whose products are
+    shorter than waking another thread; else a core each. `OMP_NUM_THREADS` decides where it is set.
+    """
+    if parameters <= _SMALL:
+        return 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else cores()
+
+
+def cores() -> int:
+    """Physical cores that this process may use: its affinity, hardware threads of one core counted
+    once, and no more than the container's quota."""
+    own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    found = {tuple(_lines(topology.format(cpu)) or [str(cpu)]) for cpu in own}
+    quota, _, period = next(iter(_lines("/sys/fs/cgroup/cpu.max")), "").partition(" ")
+    if quota.isdecimal() and period.isdecimal():
+        return max(1, min(len(found), math.ceil(int(quota) / int(period))))
+    return max(1, len(found))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device; on a CPU also within the container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdigit():
+        free = min(free, max(0, int(limit[0]) - int(used[0])))
+    return free
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def describe_device(device: torch.device) -> str:

@@ -28,7 +28,7 @@ from specgen.config import Preset, VerifierNode, check_sampling, load_preset, pa
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.loop import Drafting, Progress, steps_per_frame
 from specgen.decoding.lossy import Kind, Leniency, Lenient
-from specgen.devices import choose_device, choose_dtype, describe_device, versions
+from specgen.devices import choose_device, choose_dtype, choose_threads, describe_device, versions
 from specgen.errors import UserError
 from specgen.listening import read_audio, read_start
 from specgen.lm.chroma import melody_rate as rate_of
@@ -42,7 +42,6 @@ __all__ = ["Clip", "Engine", "Request", "load"]
 SIDECAR_SCHEMA = 1
 SITTING = 1024  # requests whose conditions are held at a time
 LONGEST = 3600.0  # seconds of the longest piece
-_SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/benchmarks.md)
 
 
 def load(
@@ -93,8 +92,8 @@ def load(
         if model is not None:
             model.lm.pack()
     if place.type == "cpu":
-        few = max(m.lm.parameter_count() for m in (verifier, drafter) if m is not None) <= _SMALL
-        torch.set_num_threads(threads or (1 if few else torch.get_num_threads()))
+        most = max(m.lm.parameter_count() for m in (verifier, drafter) if m is not None)
+        torch.set_num_threads(threads or choose_threads(most))
     engine = Engine(preset, settings, place, verifier, drafter, codec, identity.fingerprint)
     engine.load_seconds = time.perf_counter() - began
     return engine
@@ -289,6 +288,7 @@ class Engine:
             "duration_seconds": clip.seconds,
             "sample_rate": clip.sample_rate,
             "device": describe_device(self.device),
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "dtype": {
                 "verifier": _dtype_name(self.verifier),
                 "drafter": None if drafter is None else _dtype_name(drafter),

@@ -16,10 +16,12 @@ from specgen.decoding.lane import Role
 from specgen.decoding.loop import Finished, Piece, Progress, capacity, decode_pieces
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
+from specgen.devices import free_bytes
 from specgen.errors import UserError
 from specgen.listening import Continuation, Melody, continuations, melodies
 from specgen.lm.chroma import melody_rate, prepends
 from specgen.lm.model import LMSession
+from specgen.lm.t5 import TextEncoder
 from specgen.windows import Window
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _BREATH = 0.5  # seconds of new tokens that are worth decoding to audio
 _WHOLE = 60.0  # seconds that are decoded to audio in one go
+_SHORT = 2_000_000_000  # bytes free on the host under which a T5 is not kept for the next prompt
 _PART = 512  # frames of longer pieces that are
 
 
@@ -169,6 +172,9 @@ class Sitting:
         if on_audio is not None:
             for one in self._making:
                 one.stream = stream_of(engine)
+        if free_bytes(torch.device("cpu")) < _SHORT:
+            for model in (engine.verifier, engine.drafter):
+                let_go(model)
         self._conditioned = engine.now()
 
     def clips(self) -> Iterator[tuple[int, Clip]]:
@@ -273,6 +279,15 @@ class Sitting:
             one.start,
             one.tune,
         )
+
+
+def let_go(model: LMCheckpoint | None) -> None:
+    """Free the weights of a model's T5, which wait for prompts in the host's memory (never on a
+    card); a new prompt reads them again."""
+    conditioner = None if model is None else model.conditioner
+    encoder = getattr(getattr(conditioner, "text", conditioner), "encoder", None)
+    if isinstance(encoder, TextEncoder):
+        encoder.free()
 
 
 def stream_of(engine: Engine) -> DecodeStream:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from specgen.decoding.loop import capacity
+from specgen.devices import free_bytes
 
 if TYPE_CHECKING:
     from specgen.checkpoints.native import LMCheckpoint
@@ -40,24 +37,3 @@ def auto_batch(engine: Engine, frames: int) -> int:
     """Rows to decode together, the longest of `frames` frames; at least 1."""
     fit = int(_SHARE * free_bytes(engine.device)) // max(1, row_bytes(engine, frames))
     return max(1, min(MOST.get(engine.device.type, 16), fit))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device; on a CPU also within the container's limit."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():
-        free = min(free, max(0, int(limit[0]) - int(used[0])))
-    return free
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

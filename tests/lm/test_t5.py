@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specgen.engine import Request, load
 from specgen.errors import UserError
 from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
@@ -172,6 +173,29 @@ def test_t5_runs_once_a_prompt_for_both_models_and_can_be_freed(folder: Path) ->
     assert not encoder.loaded  # remembered
     first.encode(["jig"])
     assert encoder.loaded
+
+
+def test_t5_stays_off_the_device(folder: Path) -> None:
+    conditioner = T5Conditioner("tiny", DIM, torch.randn(DIM, WIDTH), folder=folder)
+    vectors, mask = conditioner.to("meta", torch.float16).encode(["slow jig"])
+    assert vectors.device.type == mask.device.type == "meta"
+    model: Any = conditioner.encoder._model
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize(("free", "kept"), [(10**9, False), (10**10, True)])
+def test_where_memory_is_short_t5_is_let_go_before_decoding(
+    tiny: str, folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, kept: bool
+) -> None:
+    monkeypatch.setattr("specgen.sitting.free_bytes", lambda device: free)
+    engine = load(tiny, draft=False)
+    width = engine.verifier.lm.config.condition_dim
+    text = T5Conditioner("tiny", width, torch.randn(width, WIDTH), folder=folder)
+    engine.verifier.conditioner = text
+    seen: list[bool] = []
+    request = Request("slow jig", 1, 0.2)
+    list(engine.generate([request], on_round=lambda _: seen.append(text.encoder.loaded)))
+    assert seen and set(seen) == {kept}
 
 
 def test_only_the_result_is_rounded(conditioner: T5Conditioner) -> None:
