@@ -46,7 +46,10 @@ def compare(
         Path | None, typer.Option(help="A folder of recordings to measure distances to.")
     ] = None,
     embedder: Annotated[
-        str, typer.Option(help="musicnn, clap:WEIGHTS, or package.module:factory.")
+        str,
+        typer.Option(
+            help="musicnn; clap, pann, passt or vggish with :WEIGHTS; package.module:factory."
+        ),
     ] = "musicnn",
     no_quality: Annotated[
         bool, typer.Option("--no-quality", help="Compare tokens and speed only.")

@@ -21,8 +21,9 @@ class Kind(StrEnum):
     TYPICAL: the verifier gives it a probability above min(e, sqrt(e) exp(-H)), H being the entropy
         of the verifier's distribution (typical acceptance, Cai et al. 2024, "Medusa", section 3.2).
     GROUPS: its codebook vector lies within a cosine of the vector of the token that the verifier
-        drew: both are of one group of acoustically near codes, and groups are what is judged (after
-        Li et al. 2025, principled coarse-grained acceptance, with the coupled draw as the judge).
+        drew: both are of one group of acoustically near codes, and groups are what is judged. A
+        relative of principled coarse-graining (Yanuka et al. 2025, arXiv:2511.13732), which draws
+        groups by rejection sampling and is exact in them; here the coupled draw is the judge.
     """
 
     TYPICAL = "typical"

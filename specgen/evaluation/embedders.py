@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from math import gcd
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 
 from specgen.errors import UserError
 from specgen.evaluation import musicnn
+from specgen.evaluation.packages import (
+    ClapEmbedder,
+    PannEmbedder,
+    PasstEmbedder,
+    VggishEmbedder,
+    import_package,
+)
 
 
 @runtime_checkable
@@ -47,62 +54,39 @@ class MusicnnEmbedder:
         return hidden.numpy(), tags.numpy()
 
 
-class ClapEmbedder:
-    """LAION's CLAP (Wu et al. 2023) through `laion-clap`; its weights must be on this machine."""
-
-    name = "clap"
-    sample_rate = 48_000
-
-    def __init__(self, checkpoint: str | None = None) -> None:
-        if checkpoint is None:
-            raise UserError("--embedder clap needs its weights: --embedder clap:/path/to/file.pt")
-        module = _import("laion_clap", "clap", "laion-clap")
-        self._model = module.CLAP_Module(enable_fusion=False)
-        try:
-            self._model.load_ckpt(checkpoint, verbose=False)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot load CLAP weights {checkpoint}: {reason}") from None
-
-    def embed(self, wave: NDArray[np.float32]) -> NDArray[Any]:
-        found = self._model.get_audio_embedding_from_data(x=wave[None], use_tensor=False)
-        embedding: NDArray[Any] = np.asarray(found)[0]
-        return embedding
-
-
-KNOWN: dict[str, Any] = {"musicnn": MusicnnEmbedder, "clap": ClapEmbedder}
+PACKAGES: dict[str, Callable[[str], Embedder]] = {
+    "clap": ClapEmbedder,
+    "pann": PannEmbedder,
+    "passt": PasstEmbedder,
+    "vggish": VggishEmbedder,
+}
 
 
 def load_embedder(name: str) -> Embedder:
-    """An embedder by name (`musicnn`, `clap:WEIGHTS`), or by `package.module:factory`.
+    """An embedder: `musicnn`, a name of `PACKAGES` with its weights, `package.module:factory`.
 
     Raises:
         UserError: unknown, not installed, or it does not behave as one.
     """
     head, _, rest = name.partition(":")
-    if head in KNOWN:
-        made = KNOWN[head](rest) if rest else KNOWN[head]()
+    made: Any
+    if name == MusicnnEmbedder.name:
+        made = MusicnnEmbedder()
+    elif head in PACKAGES:
+        made = PACKAGES[head](rest)
     elif rest:
-        factory = getattr(_import(head, name, head), rest, None)
+        factory = getattr(import_package(head, name, head), rest, None)
         if factory is None:
             raise UserError(f"--embedder {name}: module {head} has no {rest}")
         made = factory()
     else:
         raise UserError(
-            f"--embedder {name!r} is unknown; use {', '.join(KNOWN)}, or package.module:factory"
+            f"--embedder {name!r} is unknown; use musicnn, {', '.join(PACKAGES)}, or "
+            "package.module:factory"
         )
     if not isinstance(made, Embedder):
         raise UserError(f"--embedder {name}: it needs name, sample_rate and embed(wave)")
     return made
-
-
-def _import(module: str, name: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"--embedder {name} cannot be imported ({error}); pip install {package}"
-        ) from None
 
 
 def resample(wave: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from specgen.decoding.sampling import Sampling
 from specgen.engine import Engine, Request
 from specgen.evaluation.intervals import wilson
 from specgen.evaluation.runs import Made, Run
+from specgen.listening import continuations, melodies
 from specgen.patterns import Pattern
 from specgen.sitting import Cast
 
@@ -173,7 +174,7 @@ def with_margins(found: Identity, engine: Engine, say: Callable[[str], None]) ->
     if not found.expected or not found.differences:
         return found
     longest = max(engine.frames(d.request.duration or 0.0) for d in found.differences)
-    if longest > engine.verifier.max_frames:
+    if longest > engine.verifier.max_frames or any(d.request.sections for d in found.differences):
         return found  # made in windows, of which the plain decode here knows nothing
     say(f"{found.b}: decoding {min(len(found.differences), _MARGINS)} differing clips for margins")
     known: Sequence[Difference] = [
@@ -184,16 +185,22 @@ def with_margins(found: Identity, engine: Engine, say: Callable[[str], None]) ->
 
 
 def margins(engine: Engine, request: Request) -> torch.Tensor:
-    """`[K, T]` gaps between the two best perturbed logits when the verifier decodes alone."""
+    """`[K, T]` gaps between the two best perturbed logits when the verifier decodes alone.
+
+    What the clip goes on from has none (NaN).
+    """
     request = engine.check(request)
     frames, sampling = engine.frames(request.duration or 0.0), engine.settings.sampling
-    cast = Cast.of(engine.verifier, [request.prompt], frames, sampling.cfg)
+    (start,) = continuations([request.continue_from], engine.codec, engine.device)
+    tunes = melodies([request.melody], engine.melody_rate()) if request.melody else ()
+    cast = Cast.of(engine.verifier, [request.prompt], frames, sampling.cfg, tunes=tunes)
     with torch.inference_mode():
         made = decode(
             cast.role,
             frames=[frames],
             seeds=[request.seed],
             sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
+            prompt=None if start is None else start.codes[None],
             margins=True,
         )
     assert made.margins is not None

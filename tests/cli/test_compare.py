@@ -206,6 +206,7 @@ def test_sides_are_read_as_generate_reads_them(tiny: str) -> None:
         (["embedded", "embedded --no-draft", "-d", "0"], ["positive"]),
         (["embedded", "embedded --no-draft", "--embedder", "nope"], ["nope", "musicnn"]),
         (["embedded", "embedded --no-draft", "--embedder", "clap"], ["clap", "weights"]),
+        (["embedded", "embedded --no-draft", "--embedder", "pann:nowhere"], ["pann", "nowhere"]),
         (["embedded", "embedded --no-draft", "--embedder", "no.such:x"], ["no.such"]),
         (["embedded", "embedded --no-draft", "--reference", "nowhere"], ["nowhere"]),
     ],
