@@ -180,7 +180,7 @@ def _file(name: str, folder: Path, file: str) -> Path:
 def _only_tensors(name: str, path: Path) -> None:
     """Refuse a file of `torch.save` that holds more than tensors and plain values."""
     plain = [np.dtype, np.float64, np.ndarray, type(np.dtype(np.float64))]
-    scalar = np.float64(0).__reduce__()[0]  # checkpoints keep their epoch's loss as one
+    scalar: Any = np.float64(0).__reduce__()[0]  # checkpoints keep their epoch's loss as one
     try:
         with torch.serialization.safe_globals([*plain, scalar]):
             torch.load(path, map_location="cpu", weights_only=True, mmap=False)

@@ -3,7 +3,6 @@
 Written after laion-clap 1.1.7, frechet-audio-distance 0.3.4 and hear21passt 0.0.26.
 """
 
-import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -178,7 +177,7 @@ def test_weights_that_hold_code_are_not_given_to_the_package(
     if content == "code":
         torch.save({"head": Evil()}, path)
     else:
-        path.write_bytes(b"" if content == "empty" else pickle.dumps("no weights")[:5])
+        path.write_bytes(b"" if content == "empty" else b"no weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_embedder(f"clap:{path}")
     assert "run" not in capsys.readouterr().out
