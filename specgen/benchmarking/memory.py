@@ -11,14 +11,16 @@ _NOISE_BLOCK = 64  # frames of noise made at a time (specgen.decoding.noise)
 
 
 def row_bytes(trial: Trial) -> int:
-    """Bytes of both models' weights and caches and of the noise of the grids.
+    """Bytes of both models' weights and caches, of the noise of the grids, and, of a trial that
+    has been prepared, of what cross-attention reads.
 
-    The cross-attention's memory and what a pass holds in passing are left out: both are small
-    beside these. A CUDA context (some hundred MB) is not torch's and is left out too.
+    What a pass holds in passing is left out: it is small beside these. A CUDA context (some hundred
+    MB) is not torch's and is left out too.
     """
     models = [m for m in (trial.lead, trial.follow) if m is not None]
     weights = {id(m.lm): m.lm.weight_bytes() for m in models}
-    return sum(weights.values()) + sum(_cache(trial, m) for m in models) + _noise(trial)
+    caches = sum(_cache(trial, m) for m in models)
+    return sum(weights.values()) + caches + trial.cross_bytes + _noise(trial)
 
 
 def _cache(trial: Trial, model: LMCheckpoint) -> int:

@@ -67,6 +67,7 @@ class Trial:
         passes: of each timed run, verifier and drafter passes, a batch counted once.
         condition_seconds: of each run.
         peak_memory: bytes on the device; None on a CPU.
+        cross_bytes: what both models' cross-attentions read, once `roles` has made it.
     """
 
     case: Case
@@ -80,6 +81,7 @@ class Trial:
     passes: list[tuple[int, int]] = field(default_factory=list)
     condition_seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
+    cross_bytes: int = 0
     _ready: Callable[[bool], None] | None = None
 
     @property
@@ -118,10 +120,16 @@ class Trial:
 
     def roles(self, prompts: list[str]) -> tuple[Role, Role | None]:
         """Both models with their caches, ready for prompts."""
-        lead = Cast.of(self.lead, prompts, self.frames, self.guidance).role
-        if self.follow is None:
-            return lead, None
-        return lead, Cast.of(self.follow, prompts, self.frames, self._draft_guidance).role
+        casts = [Cast.of(self.lead, prompts, self.frames, self.guidance)]
+        if self.follow is not None:
+            casts.append(Cast.of(self.follow, prompts, self.frames, self._draft_guidance))
+        self.cross_bytes = sum(
+            tensor.nbytes
+            for memory in (cast.session.memory for cast in casts)
+            if memory is not None
+            for tensor in memory.keys + memory.values
+        )
+        return casts[0].role, casts[1].role if len(casts) > 1 else None
 
     def prepare(self, requests: list[Request]) -> None:
         """Encode the prompts and set up the caches; not part of the time."""
