@@ -39,7 +39,8 @@ def measure(pair: Pair, lengths: Sequence[float], device: str) -> dict[str, Any]
     on_card = device.startswith("cuda")
     if on_card:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), device)
+        index = torch.device(device).index or 0  # this call takes no bare "cuda"
+        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), index)
     engine = load(preset, [Wanted(given.values, "coupled")], device=device)
     pieces = []
     for seconds in lengths:

@@ -1,6 +1,6 @@
 """How a step grows with the length of the piece and with the batch, and what it takes of memory.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python docs/scripts/growth.py --output docs/benchmarks/growth.json
+    PYTHONPATH=. OMP_NUM_THREADS=1 python docs/scripts/growth.py --output FILE.json
 
 SYNTHETIC: random weights of MusicGen small's shape, flatten, guidance 3, 20 condition tokens,
 float32 (packed float16 where weights are float16 numbers, as in checkpoints). The decode loop runs

@@ -33,7 +33,8 @@ class Row:
         speedup_reference: measured in the same run, in turn.
         speedup_error: standard error of `speedup`.
         speedup_cpu_time: the same ratio of process time, which a busy machine disturbs less.
-        peak_memory_bytes: on the device; not measured on a CPU.
+        peak_memory_bytes: that the first run took at most: of a card's memory, or on a CPU of this
+            process's; weights of this row's models with it, what other rows have loaded without.
         bandwidth_fraction: of a measured copy: moved_bytes / median seconds / its bytes a second.
         identical: share of tokens equal to the reference's in the same runs (coupled rule).
         draft_temperatures, drafter_cfg: how guesses were drawn.

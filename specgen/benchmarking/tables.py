@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -98,8 +99,46 @@ def _notes(document: Document, form: str = "table") -> list[str]:
         )
     sources = dict.fromkeys(r.acceptance_source for r in document.rows if r.acceptance_source)
     lines += [f"acceptance of synthetic rows: {source}" for source in sources]
+    lines += automatic(document.rows)
     lines += [f"WARNING: {text}" for text in document.warnings]
     return [_bullet(form) + line for line in lines]
+
+
+def automatic(rows: Sequence[Row]) -> list[str]:
+    """How far each `auto` row is from the best fixed draft length measured beside it."""
+    said = []
+    for auto in rows:
+        fixed = [r for r in rows if r.draft_frames != "auto" and _setting(r) == _setting(auto)]
+        if auto.draft_frames != "auto" or not fixed:
+            continue
+        best = min(fixed, key=lambda r: r.seconds["median"])
+        clock = auto.seconds["median"] / best.seconds["median"] - 1
+        said.append(
+            f"{auto.label}, {auto.duration_seconds:g} s, batch {auto.batch}, "
+            f"{auto.acceptance_rule}: auto {100 * clock:+.1f} % against the best fixed length, "
+            f"{best.draft_frames} frames{_in_process_time(auto, best)}"
+        )
+    return said
+
+
+def _in_process_time(auto: Row, best: Row) -> str:
+    if not (auto.cpu_seconds and best.cpu_seconds):
+        return ""
+    ratio = statistics.median(auto.cpu_seconds) / statistics.median(best.cpu_seconds)
+    return f" ({100 * (ratio - 1):+.1f} % in process time)"
+
+
+def _setting(row: Row) -> tuple[object, ...]:
+    """What two rows share that differ in their draft length alone."""
+    return (
+        row.label,
+        row.drafter,
+        row.batch,
+        row.duration_seconds,
+        row.acceptance_rule,
+        tuple(row.draft_temperatures or ()),
+        tuple(row.acceptance_given or ()),
+    )
 
 
 def findings(document: Document, form: str, *, width: int | None = None) -> str:
@@ -171,6 +210,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         ("in process time", [_number(r.speedup_cpu_time) for r in rows]),
         ("of copy speed", [_percent(r.bandwidth_fraction) for r in rows]),
         ("peak GB", [_giga(r.peak_memory_bytes) for r in rows]),
+        ("counted GB", [_giga(r.memory_bytes) for r in rows]),
         ("lossless", ["yes" if r.lossless else "NO" for r in rows]),
         ("identical", [_percent(r.identical, 1) for r in rows]),
     ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specgen.benchmarking import synthetic
 from specgen.benchmarking.cases import Case
+from specgen.benchmarking.peak import Peak
 from specgen.benchmarking.peers import Peer
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.decoding.lane import Role
@@ -66,7 +67,8 @@ class Trial:
         stats: of each timed run, all rows together.
         passes: of each timed run, verifier and drafter passes, a batch counted once.
         condition_seconds: of each run.
-        peak_memory: bytes on the device; None on a CPU.
+        peak_memory: bytes that its first run took at most, its models' weights with them; what
+            other rows have loaded is left out. None where the system does not tell.
         cross_bytes: what both models' cross-attentions read, once `roles` has made it.
     """
 
@@ -83,6 +85,7 @@ class Trial:
     peak_memory: int | None = None
     cross_bytes: int = 0
     _ready: Callable[[bool], None] | None = None
+    _peak: Peak | None = None
 
     @property
     def lead(self) -> LMCheckpoint:
@@ -133,6 +136,9 @@ class Trial:
 
     def prepare(self, requests: list[Request]) -> None:
         """Encode the prompts and set up the caches; not part of the time."""
+        device = self.engine.device
+        # Of the first run alone, which is the warm-up if there is one: looking takes time.
+        self._peak = Peak(device) if not self.condition_seconds else None
         began = time.perf_counter()
         prompts = [r.prompt for r in requests]
         if self.peer is not None:
@@ -143,10 +149,8 @@ class Trial:
                 synthetic.choose(self.follow.lm, self.column)
             roles = self.roles(prompts)
             self._ready = lambda keep: self._decode(*roles, [r.seed for r in requests], keep)
-        device = self.engine.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
         self.condition_seconds.append(time.perf_counter() - began)
 
     def run(self, *, keep: bool) -> None:
@@ -177,7 +181,11 @@ class Trial:
 
     def _done(self, codes: list[Tensor], keep: bool) -> None:
         grids = [grid.cpu() for grid in codes]  # waits for the device
-        if self.engine.device.type == "cuda":
-            self.peak_memory = torch.cuda.max_memory_allocated(self.engine.device)
+        if self._peak is not None:
+            grown = self._peak.grown()
+            models = [m for m in (self.lead, self.follow) if m is not None]
+            weights = {id(m.lm): m.lm.weight_bytes() for m in models}
+            self.peak_memory = None if grown is None else grown + sum(weights.values())
+            self._peak = None
         if keep:
             self.codes.append(grids)

@@ -15,6 +15,7 @@ import torch
 
 from specgen.benchmarking.cases import Sweep, expand
 from specgen.benchmarking.measure import identical
+from specgen.checkpoints import hub
 from specgen.config import load_preset
 from specgen.errors import UserError
 from tests.benchmarking.conftest import Bench
@@ -198,3 +199,44 @@ def test_importing_the_command_loads_no_torch() -> None:
     code = "import sys, specgen.cli.bench; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_hub_preset_that_is_not_here_yet(
+    run_bench: Bench,
+    tiny_folder: Path,
+    prompts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its models are fetched when they are loaded; where they cannot be had, one line says so."""
+    fetched: dict[str, Path] = {}
+
+    def cached(reference: hub.Reference) -> Path | None:
+        return fetched.get(reference.repository)
+
+    def fetch(reference: hub.Reference) -> Path:
+        if reference.repository == "nobody/gone":
+            raise UserError("nobody/gone is not on the hub")
+        return fetched.setdefault(
+            reference.repository, tiny_folder / reference.repository.partition("/")[2]
+        )
+
+    monkeypatch.setattr(hub, "cached", cached)
+    monkeypatch.setattr(hub, "fetch", fetch)
+    text = (tiny_folder / "dual.yaml").read_text()
+    for name in ("flatten", "drafter", "codec"):
+        text = text.replace(f"checkpoint: {name}", f'checkpoint: "hub:someone/{name}"')
+    here, gone = tmp_path / "far.yaml", tmp_path / "gone.yaml"
+    here.write_text(text)
+    gone.write_text(text.replace("someone/flatten", "nobody/gone"))
+
+    document = measured(run_bench, str(here), *QUICK, "--prompts", prompts)
+    assert [row["label"] for row in document["rows"]] == [
+        "far, verifier alone",
+        "far, drafter alone",
+        "far",
+    ]
+    assert document["rows"][2]["speedup"] > 0
+    assert set(fetched) == {"someone/flatten", "someone/drafter", "someone/codec"}
+    with pytest.raises(UserError, match="not on the hub"):
+        run_bench(str(gone), *QUICK, "--prompts", prompts)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from specgen.benchmarking.rows import Document, Row
-from specgen.benchmarking.tables import FORMATS, card, render
+from specgen.benchmarking.tables import FORMATS, automatic, card, render
 
 # shared/design.md section 9: names that scripts rely on.
 TOP = ("schema", "machine", "versions", "commit", "rows")
@@ -140,3 +140,16 @@ def test_unknown_format() -> None:
 def test_a_card_names_the_gpu(document: Document) -> None:
     document.machine["gpu"] = {"name": "Some GPU", "memory_bytes": 16_000_000_000}
     assert "Some GPU 16 GB" in card(document)
+
+
+def test_auto_is_held_against_the_best_fixed_length_of_its_own_setting() -> None:
+    rows = [
+        ALONE,
+        replace(PAIR, draft_frames=1, seconds=seconds(5.5), cpu_seconds=[5.0]),
+        replace(PAIR, draft_frames=4, seconds=seconds(5.0), cpu_seconds=[4.0]),
+        replace(PAIR, draft_frames=2, seconds=seconds(1.0), batch=4),  # another setting
+        replace(PAIR, seconds=seconds(5.1), cpu_seconds=[4.2]),
+    ]
+    (line,) = automatic(rows)
+    assert "auto +2.0 % against the best fixed length, 4 frames (+5.0 % in process time)" in line
+    assert automatic([ALONE, PAIR]) == []

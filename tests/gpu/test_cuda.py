@@ -1,6 +1,11 @@
-"""What needs a CUDA card: the CPU's tokens in float64, and identity on the card itself."""
+"""What needs a CUDA card: the CPU's tokens in float64, and identity on the card itself.
+
+Without a card two of them run on the CPU, so that what they call cannot change unseen; with
+SPECGEN_TEST_DEVICE=cpu all do.
+"""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -13,7 +18,11 @@ from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
 from specgen.patterns import PatternSpec
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.cuda.is_available()
+DEVICE = os.environ.get("SPECGEN_TEST_DEVICE", "cuda" if CUDA else "cpu")
+needs_card = pytest.mark.skipif(
+    not CUDA and "SPECGEN_TEST_DEVICE" not in os.environ, reason="needs a CUDA device"
+)
 
 FLATTEN, DELAY = PatternSpec("flatten", 4), PatternSpec("delay", 4)
 FRAMES = [40, 23, 31]
@@ -64,31 +73,34 @@ def run(
 
 def test_noise_is_the_same_bits_as_on_the_cpu() -> None:
     def field(device: str) -> torch.Tensor:
-        made = NoiseField([9], [100], 4, 64, Purpose.TOKEN, torch.device(device))
+        made = NoiseField(1, 100, 4, 64, Purpose.TOKEN, torch.device(device))
+        made.admit(0, 9)
         return made.at([0, 0, 0], [(0, 0), (70, 3), (99, 1)]).cpu()
 
-    assert torch.equal(field("cuda"), field("cpu"))
+    assert torch.equal(field(DEVICE), field("cpu"))
 
 
 def test_float64_tokens_are_those_of_the_cpu() -> None:
     verifier = model(0, torch.float64)
-    for there, here in zip(run(verifier, None, "cuda"), run(verifier, None, "cpu"), strict=True):
+    for there, here in zip(run(verifier, None, DEVICE), run(verifier, None, "cpu"), strict=True):
         assert torch.equal(there, here)
 
 
+@needs_card
 @pytest.mark.parametrize("pattern", [FLATTEN, DELAY], ids=["flatten", "delay"])
 @pytest.mark.parametrize("steps", [1, 4, 9, None])
 def test_speculative_tokens_are_the_verifiers_own(pattern: PatternSpec, steps: int | None) -> None:
     verifier, drafter = model(0, torch.float64), model(1, torch.float64)
-    alone = run(verifier, None, "cuda", verifier_pattern=pattern)
-    drafted = run(verifier, drafter, "cuda", verifier_pattern=pattern, steps=steps)
+    alone = run(verifier, None, DEVICE, verifier_pattern=pattern)
+    drafted = run(verifier, drafter, DEVICE, verifier_pattern=pattern, steps=steps)
     assert all(torch.equal(a, b) for a, b in zip(alone, drafted, strict=True))
 
 
+@needs_card
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_mostly_agrees(dtype: torch.dtype) -> None:
     """Near-ties may part the paths; a wrong cache or mask would part them in the first frames."""
     verifier, drafter = model(0, dtype), model(1, dtype)
-    alone = run(verifier, None, "cuda")
-    drafted = run(verifier, drafter, "cuda")
+    alone = run(verifier, None, DEVICE)
+    drafted = run(verifier, drafter, DEVICE)
     assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(alone, drafted, strict=True))
