@@ -53,7 +53,8 @@ _SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/be
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """A dtype by name. On a CPU, 16 bit is tried in another process first: CPUs that advertise AMX
     and fault on it die with an illegal instruction. Where that happens and leaving AMX out helps,
-    oneDNN is told so; it listens until its first product, so this comes before any.
+    the command line tells oneDNN so, which listens until its first product; a Python program may
+    have had one, so it is told to.
 
     Raises:
         UserError: unknown, or this CPU cannot do it.
@@ -63,12 +64,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         raise UserError(f"dtype {name!r} is unknown; use {', '.join(known)}")
     if device.type == "cpu" and name != "float32":
         code = _probe(name)
-        if code and _LIMIT not in os.environ and not _probe(name, {_LIMIT: _NO_AMX}):
+        helps = code and _LIMIT not in os.environ and not _probe(name, {_LIMIT: _NO_AMX})
+        if helps and "specgen.cli.app" in sys.modules:
             os.environ[_LIMIT] = _NO_AMX
         elif code:
+            remedy = f", or set {_LIMIT}={_NO_AMX} and try again" if helps else ""
             raise UserError(
-                f"{name} products fail on this CPU (exit {code}), also without AMX; use --dtype "
-                "float32"
+                f"{name} products fail on this CPU (exit {code}); use --dtype float32{remedy}"
             )
     return known[name]
 

@@ -73,16 +73,18 @@ def load(
     settings = settings or Settings.of(preset)
     place = choose_device(device)
     node = preset.node
-    kinds = parse_quantize(quantize)
-
-    def fetched(role: str, part: VerifierNode) -> LMCheckpoint:
-        kind = kinds.get(role, part.quantize)
-        check_kind(kind, place)
-        number = choose_dtype(dtype or part.dtype, place)
-        return load_lm(preset.fetch(part.checkpoint), place, number).quantized(kind)
-
-    verifier = fetched("verifier", node.verifier)
-    drafter = fetched("drafter", node.drafter) if draft and node.drafter is not None else None
+    parts: dict[str, VerifierNode] = {"verifier": node.verifier}
+    if draft and node.drafter is not None:
+        parts["drafter"] = node.drafter
+    kinds = {role: part.quantize for role, part in parts.items()} | parse_quantize(quantize)
+    for role in parts:
+        check_kind(kinds[role], place)
+    dtypes = {role: choose_dtype(dtype or part.dtype, place) for role, part in parts.items()}
+    loaded = {
+        role: load_lm(preset.fetch(part.checkpoint), place, dtypes[role]).quantized(kinds[role])
+        for role, part in parts.items()
+    }
+    verifier, drafter = loaded["verifier"], loaded.get("drafter")
     codec, identity = load_codec(preset.fetch(node.codec.checkpoint), verifier.codec)
     codec.to(place)
     models = [("verifier", verifier), ("drafter", drafter)]
