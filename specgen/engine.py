@@ -9,6 +9,7 @@ for clip in engine.generate([specgen.Request("a lively jig on the fiddle", seed=
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -118,6 +119,17 @@ class Engine:
         self.verifier, self.drafter, self.codec = verifier, drafter, codec
         self.codec_sha256 = codec_sha256
         self.load_seconds = 0.0
+
+    def with_settings(self, settings: Settings) -> Engine:
+        """The same models with other settings.
+
+        Raises:
+            UserError: settings that do not fit the models.
+        """
+        check_settings(settings, self.verifier, self.drafter)
+        again = copy.copy(self)
+        again.settings = settings
+        return again
 
     @property
     def lossless(self) -> bool:

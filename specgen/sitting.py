@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from specgen.checkpoints.base import LMCheckpoint
 from specgen.clips import Clip, Request
 from specgen.codec.base import DecodeStream
 from specgen.decoding.lane import Role
-from specgen.decoding.loop import Finished, Piece, Progress, capacity, decode_pieces
+from specgen.decoding.loop import Finished, Piece, Progress, Settled, capacity, decode_pieces
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.devices import free_bytes
@@ -219,7 +219,9 @@ class Sitting:
 
     def _round(self, progress: Progress) -> None:
         if self._on_round is not None:
-            self._on_round(progress)
+            self._on_round(
+                replace(progress, running=dict(map(self._whole, progress.running.items())))
+            )
         if self._on_audio is None:
             return
         for index, settled in progress.running.items():
@@ -227,6 +229,11 @@ class Sitting:
             fresh = one.window.origin + settled.frames - one.heard
             if fresh >= _BREATH * self._engine.codec.frame_rate:
                 self._hear(one, settled.codes()[:, one.heard - one.window.origin :])
+
+    def _whole(self, running: tuple[int, Settled]) -> tuple[int, Settled]:
+        """How far a piece is, from its beginning and not from that of the window being made."""
+        index, settled = running
+        return index, replace(settled, frames=self._making[index].window.origin + settled.frames)
 
     def _hear(self, one: Making, codes: Tensor) -> None:
         """Push new codes `[K, n]` and pass on the audio they make possible."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specgen.decoding.loop import Piece, decode_pieces
+from specgen.decoding.loop import Piece, Progress, decode_pieces
 from specgen.decoding.sampling import Sampling
 from specgen.engine import Clip, Request, load
 from specgen.errors import UserError
@@ -47,6 +47,16 @@ def test_the_windows_are_continuations(tiny: str) -> None:
     drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p)
     (second,) = decode_pieces(role, None, [piece], rows=1, sampling=drawn)
     assert torch.equal(clip.codes[:, 60:160], second.codes)
+
+
+def test_progress_counts_from_the_beginning_of_the_piece(tiny: str) -> None:
+    seen: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        seen.extend(settled.frames for settled in progress.running.values())
+
+    list(load(tiny).generate([LONG], on_round=watch))
+    assert seen == sorted(seen) and seen[-1] == 215
 
 
 def test_a_section_begins_with_its_prompt(tiny: str) -> None:

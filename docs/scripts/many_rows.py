@@ -1,4 +1,4 @@
-"""A job of many rows, one in a hundred bad: counted, and its peak memory.
+"""A job of many rows, one in a hundred bad: counted, and its memory while it goes on.
 
 python docs/scripts/many_rows.py [--rows 10000] [--duration 0.1]
 """
@@ -35,21 +35,32 @@ def main() -> None:
                 file.write(json.dumps(bad if i % 100 == 50 else row) + "\n")
         command = [sys.executable, "-m", "specgen.cli.app", "generate", "--prompts", str(prompts)]
         began = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--out", str(out), "-d", str(options.duration)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command += ["--out", str(out), "-d", str(options.duration)]
+        with (Path(name) / "errors").open("w+") as errors:
+            job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            assert job.stdout is not None
+            sizes = [resident(job.pid) for i, _ in enumerate(job.stdout) if i % 1000 == 500]
+            code = job.wait()
+            errors.seek(0)
+            told = errors.read()
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
         counts = Counter(line["status"] for line in lines)
-        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert code == 1 and "Traceback" not in told, told[-2000:]
         assert len({line["id"] for line in lines}) == options.rows
         assert counts["failed"] == sum(i % 100 == 50 for i in range(options.rows))
         assert len(list(out.glob("*.wav"))) == counts["done"]
     print(f"{options.rows} rows: {dict(counts)}, exit 1, {seconds:.0f} s, peak {peak:.0f} MB")
+    print("MB after 500, 1500, ... clips: " + ", ".join(map(str, sizes)))
+
+
+def resident(pid: int) -> int:
+    """MB of memory that a process holds. Linux."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) // 1024
+    return 0
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class Options:
     actors: int | None
     continue_from: Path | None = None
     melody: Path | None = None
+    workers: str | None = None
+    stats: bool = False
 
 
 def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
@@ -72,6 +74,9 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
         raise UserError(f"--engine {options.engine!r} is unknown; use {', '.join(ENGINES)}")
     if options.engine == "local" and (options.address or options.actors):
         raise UserError("--address and --actors are for --engine ray; add it or leave them out")
+    if options.engine == "ray" and options.workers is not None:
+        raise UserError("--workers is for --engine local; with Ray give --actors")
+    workers = _workers(options.workers or "auto")
     if options.out is None:
         raise UserError("a job needs a folder of its own; give it with --out")
     if options.out.exists() and not options.out.is_dir():
@@ -96,6 +101,7 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
             options.duration,
             _absolute(options.continue_from),
             _absolute(options.melody),
+            overwrite=options.overwrite,
         ),
         prompts_format=options.prompts_format,
         seed=options.seed,
@@ -107,10 +113,10 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
     if shard.count > 1:
         print(f"specgen: shard {shard.index} of {shard.count}, in {folder}", file=sys.stderr)
     began = time.perf_counter()
-    bar = report.JobBar(folder, paths=not as_json, verbose=verbose)
+    bar = report.JobBar(folder, paths=not as_json, verbose=verbose, stats=options.stats)
     try:
         with _sigterm_raises(), bar:
-            summary = _execute(job, options, bar)
+            summary = _execute(job, options, workers, bar)
     except Terminated:
         print(f"specgen: terminated; {_go_on(bar)}", file=sys.stderr)
         return 143
@@ -118,6 +124,8 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
         print(f"specgen: interrupted; {_go_on(bar)}", file=sys.stderr)
         return 130
     print(told(replace(summary, seconds=time.perf_counter() - began)), file=sys.stderr)
+    if bar.records:
+        report.print_table(bar.records)
     if as_json:
         print(json.dumps(document(summary, bar), ensure_ascii=False))
     return 0 if summary.complete else 1
@@ -127,14 +135,23 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
 
-def _execute(job: Job, options: Options, bar: report.JobBar) -> Summary:
-    from specgen.jobs import run
+def _workers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    workers = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= workers <= 1024:
+        raise UserError(f"--workers must be auto or a whole number from 1 to 1024, got {text!r}")
+    return workers
+
+
+def _execute(job: Job, options: Options, workers: int | None, bar: report.JobBar) -> Summary:
+    from specgen.jobs.on_ray import Cluster
+    from specgen.jobs.pool import Pool
+    from specgen.jobs.run import run
 
     if options.engine == "local":
-        return run.run(job, run.local, bar)
-    from specgen.jobs.on_ray import Cluster
-
-    return run.run(job, Cluster(options.address, options.actors), bar)
+        return run(job, Pool(workers), bar)
+    return run(job, Cluster(options.address, options.actors), bar)
 
 
 def _go_on(bar: report.JobBar) -> str:

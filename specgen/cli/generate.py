@@ -141,6 +141,14 @@ def generate(
             help="Part i/n of the rows; in a Slurm array its own part.", rich_help_panel=JOB
         ),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes that share the rows, or auto: one a core for small models on a CPU.",
+            show_default="auto",
+            rich_help_panel=JOB,
+        ),
+    ] = None,
     engine_name: Annotated[
         str, typer.Option("--engine", help="local, or ray for a cluster.", rich_help_panel=JOB)
     ] = "local",
@@ -207,8 +215,12 @@ def generate(
             actors=actors,
             continue_from=continue_from,
             melody=melody,
+            workers=workers,
+            stats=stats,
         )
         raise typer.Exit(batches.run_job(options, as_json=as_json, verbose=verbose))
+    if workers is not None:
+        raise UserError("--workers is for --prompts, which makes a file of prompts")
     if from_sidecar is not None:
         changes |= {"seed": seed, "count": count, "duration": duration}
         changes["prompt_at"] = prompt_at
@@ -343,7 +355,7 @@ def _make(
                     fail(clip.request, f"cannot write {path}: {error.strerror or error}")
                     continue
                 clips.append({**sidecar, "path": str(path)})
-                bar.say(report.summary(clip, path))
+                bar.say(report.summary(sidecar, path))
                 if not quiet:
                     print(path, flush=True)
             laps.lap("write")

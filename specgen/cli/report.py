@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
-    from specgen.engine import Clip, Engine
+    from specgen.engine import Engine
     from specgen.jobs.manifest import Entry
-    from specgen.jobs.work import Outcome, Todo
+    from specgen.jobs.work import Outcome, Underway
 
 
-def summary(clip: Clip, path: Path) -> str:
-    """What is worth knowing about a clip, in one to four lines."""
-    stats, timings = clip.stats, clip.timings
+def summary(clip: dict[str, Any], path: Path) -> str:
+    """What is worth knowing about a clip (its sidecar), in one to four lines."""
+    stats, timings = clip["stats"], clip["timings"]
     spent = timings["condition_seconds"] + timings["decode_seconds"] + timings["codec_seconds"]
     text = (
-        f"{path}: {clip.seconds:.1f} s of audio, {spent:.1f} s of work "
-        f"({timings['audio_seconds_per_second']:.2f} x real time), seed {clip.request.seed}"
+        f"{path}: {clip['duration_seconds']:.1f} s of audio, {spent:.1f} s of work "
+        f"({timings['audio_seconds_per_second']:.2f} x real time), seed {clip['seed']}"
     )
-    if stats.acceptance is not None and stats.tokens_per_pass is not None:
-        per = " ".join("-" if a is None else f"{a:.0%}" for a in stats.acceptance_per_codebook)
+    if stats["acceptance"] is not None and stats["tokens_per_pass"] is not None:
+        per = " ".join(map(_percent, stats["acceptance_per_codebook"]))
         text += (
-            f"\n  accepted {stats.acceptance:.0%} of {sum(stats.drafted)} drafted tokens "
-            f"(by codebook {per}), {stats.tokens_per_pass:.2f} tokens a verifier pass"
+            f"\n  accepted {stats['acceptance']:.0%} of {stats['drafted']} drafted tokens "
+            f"(by codebook {per}), {stats['tokens_per_pass']:.2f} tokens a verifier pass"
         )
-    if not clip.lossless:
+    if not clip["lossless"]:
         text += "\n  LOSSY: this rule changes the distribution of the music"
-    if clip.unknown_words:
-        words = ", ".join(repr(word) for word in clip.unknown_words)
+    if clip["unknown_words"]:
+        words = ", ".join(repr(word) for word in clip["unknown_words"])
         text += f"\n  warning: the model does not know {words}"
     return text
 
@@ -165,20 +165,25 @@ class JobBar:
         folder: the job's.
         paths: print the path of each clip made, as it is made.
         verbose: print a summary of each clip made.
+        stats: gather the sidecars of clips made.
 
     Attributes:
         made: clips so far.
         entries: of the clips made or kept, for --json (gathered without `paths` only).
+        records: sidecars of the clips made, with `path` (gathered with `stats` only).
     """
 
-    def __init__(self, folder: Path, *, paths: bool, verbose: bool) -> None:
-        self._folder, self._paths, self._verbose = folder, paths, verbose
+    def __init__(
+        self, folder: Path, *, paths: bool, verbose: bool = False, stats: bool = False
+    ) -> None:
+        self._folder, self._paths, self._verbose, self._stats = folder, paths, verbose, stats
         self.made = 0
         self.entries: list[Entry] = []
+        self.records: list[dict[str, Any]] = []
         self._failed = self._kept = self._rows = 0
         self._total = self._done = 0.0  # seconds of audio
-        self._call = self._before = 0.0  # of the present call of the engine, and before it
-        self._began = self._shown = 0.0
+        self._underway: dict[int, list[Underway]] = {}  # by worker
+        self._began = 0.0
         self._redraw: Callable[[str, float], None] | None = None
         self._close: Callable[[], None] = lambda: None
         self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
@@ -221,17 +226,14 @@ class JobBar:
         self._redraw = redraw
         self._show()
 
-    def round(self, given: Sequence[Todo], frame_rate: float, progress: Progress) -> None:
-        call = progress.frames_done / frame_rate
-        if call < self._call:  # the engine was called anew
-            self._before = self._done
-        self._call = call
-        if self._redraw is not None and time.perf_counter() - self._shown > 0.2:
-            self._shown = time.perf_counter()
-            self._show(_running(given, progress))
+    def underway(self, worker: int, rows: Sequence[Underway]) -> None:
+        self._underway[worker] = list(rows)
+        self._show()
 
     def outcome(self, outcome: Outcome) -> None:
         entry = outcome.entry
+        for worker, rows in self._underway.items():
+            self._underway[worker] = [row for row in rows if row.id != entry.id]
         if not entry.done:
             self._failed += 1
             self._print(f"specgen: failed: {entry.id}: {entry.error}")
@@ -245,16 +247,21 @@ class JobBar:
             if not self._paths:
                 self.entries.append(entry)
         path = self._folder / str(entry.path)
-        if outcome.clip is not None and self._verbose:
-            self._print(summary(outcome.clip, path))
+        if outcome.record is not None and self._verbose:
+            self._print(summary(outcome.record, path))
+        if outcome.record is not None and self._stats:
+            self.records.append({**outcome.record, "path": str(path)})
         if self._paths and entry.done and not outcome.kept:
             print(path, flush=True)
         self._show()
 
-    def _show(self, running: Sequence[str] = ()) -> None:
-        if self._redraw is not None:
-            shown = "  ".join(running[:3]) + (f"  +{len(running) - 3}" if running[3:] else "")
-            self._redraw(shown, max(self._done, self._before + self._call))
+    def _show(self) -> None:
+        if self._redraw is None:
+            return
+        rows = [row for rows in self._underway.values() for row in rows]
+        running = [f"{row.id} {min(1.0, row.done / row.seconds):.0%}" for row in rows]
+        shown = "  ".join(running[:3]) + (f"  +{len(running) - 3}" if running[3:] else "")
+        self._redraw(shown, self._done + sum(row.done for row in rows))
 
     def _counts(self) -> str:
         text = f"{self.made + self._kept}/{self._rows} clips"
@@ -268,12 +275,3 @@ class JobBar:
         left = max(0.0, self._total - seconds) / pace
         hours, rest = divmod(round(left), 3600)
         return f"{pace:.2f} x real time, {hours}:{rest // 60:02d}:{rest % 60:02d} left"
-
-
-def _running(given: Sequence[Todo], progress: Progress) -> list[str]:
-    """The rows that are being decoded, each with how far it is."""
-    shares = []
-    for index, settled in progress.running.items():
-        row = given[index]
-        shares.append(f"{row.request.id} {min(1.0, settled.frames / row.frames):.0%}")
-    return shares

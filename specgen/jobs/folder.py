@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from specgen.errors import UserError
 
 JOB_NAME = ".specgen-job.json"
 LOCK_NAME = ".specgen.lock"
+NAMES_NAME = ".specgen-names"
 _LEFT_OVER = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp")  # as `audio.together` names them
 
 
@@ -49,6 +51,11 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
+            print(
+                f"specgen: warning: the file system of {folder} has no locks: nothing keeps a "
+                "second process out of it",
+                file=sys.stderr,
+            )
         with contextlib.suppress(OSError):  # a full disk does not unlock
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -122,3 +129,58 @@ def remove_left_overs(folder: Path) -> int:
                     os.unlink(entry.path)
                     count += 1
     return count
+
+
+class Claims:
+    """Names of the clips that a job has begun to write. Files under another name are somebody
+    else's; a manifest alone does not tell, since a killed process may have written a clip and not
+    its line.
+
+    Every process appends to a file of its own: on a network file system two that append to one
+    lose lines.
+
+    Args:
+        folder: the job's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: set[str] = set()
+
+    def add(self, name: str) -> None:
+        """Note a name, before its files are written.
+
+        Raises:
+            OSError: it cannot be noted.
+        """
+        path = self._folder / f"{NAMES_NAME}.{socket.gethostname()}-{os.getpid()}"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(name + "\n")
+        self._names.add(name)
+
+    def __contains__(self, name: str) -> bool:
+        if name not in self._names:  # perhaps one of another process, which has ended since
+            self._names |= claimed(self._folder)
+        return name in self._names
+
+
+def claimed(folder: Path) -> set[str]:
+    """The names that any process of the job has noted."""
+    names: set[str] = set()
+    for path in folder.glob(f"{NAMES_NAME}*"):
+        with contextlib.suppress(OSError):
+            names.update(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return names
+
+
+def gather_claims(folder: Path) -> None:
+    """Make one file of what former processes noted. The folder must be locked."""
+    parts = list(folder.glob(f"{NAMES_NAME}.*"))
+    if not parts:
+        return
+    names = claimed(folder)
+    with contextlib.suppress(OSError):  # a full disk: they stay apart
+        with atomic(folder / NAMES_NAME) as file:
+            file.writelines(f"{name}\n".encode() for name in sorted(names))
+        for part in parts:
+            part.unlink()

@@ -33,7 +33,8 @@ def _cache_bytes(model: LMCheckpoint, frames: int, guided: bool) -> int:
     return values * model.lm.dtype.itemsize * (2 if guided else 1)
 
 
-def auto_batch(engine: Engine, frames: int) -> int:
-    """Rows to decode together, the longest of `frames` frames; at least 1."""
-    fit = int(_SHARE * free_bytes(engine.device)) // max(1, row_bytes(engine, frames))
+def auto_batch(engine: Engine, frames: int, workers: int = 1) -> int:
+    """Rows to decode together, the longest of `frames` frames, where so many processes share the
+    memory; at least 1."""
+    fit = int(_SHARE * free_bytes(engine.device) / workers) // max(1, row_bytes(engine, frames))
     return max(1, min(MOST.get(engine.device.type, 16), fit))

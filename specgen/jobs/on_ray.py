@@ -12,8 +12,8 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from specgen.errors import UserError
@@ -23,7 +23,7 @@ from specgen.jobs.rows import Row
 from specgen.jobs.work import Outcome, Place, Task, Worker
 
 if TYPE_CHECKING:
-    from specgen.jobs.run import Groups, Job, Watcher
+    from specgen.jobs.run import Groups, Job, Outcomes, Watcher
 
 # Rows that an actor takes at once, for each of its places in flight: fewer wait at the end of a
 # block for its last row, more have to be made again when an actor dies.
@@ -46,7 +46,7 @@ class Cluster:
 
     def __call__(
         self, job: Job, groups: Groups, recorded: Mapping[str, Entry], watcher: Watcher
-    ) -> Iterator[Outcome]:
+    ) -> Outcomes:
         """Make rows on the cluster.
 
         Raises:
@@ -157,8 +157,8 @@ def decode(text: str) -> tuple[Recipe, Task, Entry | None]:
 
 
 def encode_outcome(outcome: Outcome) -> str:
-    """An outcome as text, without its clip, which is written."""
-    return json.dumps(asdict(replace(outcome, clip=None)))
+    """An outcome as text."""
+    return json.dumps(asdict(outcome))
 
 
 def decode_outcome(text: str) -> Outcome:

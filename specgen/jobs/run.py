@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from specgen import config
 from specgen.errors import UserError
@@ -18,10 +20,7 @@ from specgen.jobs.options import Recipe
 from specgen.jobs.prompt_files import read_prompts
 from specgen.jobs.rows import BadRow, Row, name_key, rows_of, unsafe_name
 from specgen.jobs.shards import Shard
-from specgen.jobs.work import Outcome, Place, Task, Todo, Worker
-
-if TYPE_CHECKING:
-    from specgen.decoding.loop import Progress
+from specgen.jobs.work import Outcome, Place, Task, Underway, Worker
 
 IDENTITY_SCHEMA = 1
 
@@ -80,8 +79,8 @@ class Watcher(Protocol):
     def begin(self, rows: int, seconds: float) -> None:
         """So many rows, about so many seconds of audio."""
 
-    def round(self, given: Sequence[Todo], frame_rate: float, progress: Progress) -> None:
-        """After every round of decoding; progress is of the rows given to the engine at once."""
+    def underway(self, worker: int, rows: Sequence[Underway]) -> None:
+        """What a worker is decoding, now and then."""
 
     def outcome(self, outcome: Outcome) -> None:
         """A row is settled."""
@@ -113,7 +112,8 @@ class Summary:
 
 
 Groups = Sequence[tuple[Recipe, Sequence[Task]]]
-Executor = Callable[[Job, Groups, Mapping[str, Entry], Watcher], Iterator[Outcome]]
+Outcomes = Generator[Outcome, None, None]
+Executor = Callable[[Job, Groups, Mapping[str, Entry], Watcher], Outcomes]
 
 
 def run(job: Job, execute: Executor, watcher: Watcher) -> Summary:
@@ -138,6 +138,7 @@ def run(job: Job, execute: Executor, watcher: Watcher) -> Summary:
             _refuse_files(folder, tasks, job.place.kind)
         folders.take(folder, identity)
         folders.remove_left_overs(folder)
+        folders.gather_claims(folder)
         try:
             manifest = Manifest(folder / NAME)
         except OSError as error:
@@ -150,7 +151,9 @@ def run(job: Job, execute: Executor, watcher: Watcher) -> Summary:
             broken = (Outcome(Entry(b.id, "failed", error=b.error), b.prompt) for b in bad)
             _settle(broken, manifest, summary, watcher)
             recorded = dict(manifest.entries)
-            _settle(execute(job, groups, recorded, watcher), manifest, summary, watcher)
+            # Closed here: what works for the job must have stopped when the lock is given up.
+            with contextlib.closing(execute(job, groups, recorded, watcher)) as outcomes:
+                _settle(outcomes, manifest, summary, watcher)
         finally:
             manifest.close(lambda entry: entry.done or entry.id in asked)
         summary.unrecorded = len(manifest.unwritten)
@@ -246,9 +249,7 @@ def _refuse_files(folder: Path, tasks: Sequence[Task], kind: str) -> None:
         raise UserError(f"{folder / NAME} is not this job's; choose another --out")
 
 
-def local(
-    job: Job, groups: Groups, recorded: Mapping[str, Entry], watcher: Watcher
-) -> Iterator[Outcome]:
+def local(job: Job, groups: Groups, recorded: Mapping[str, Entry], watcher: Watcher) -> Outcomes:
     """Make rows in this process.
 
     Raises:
@@ -258,4 +259,4 @@ def local(
     for recipe, tasks in groups:
         if recipe == job.recipe:
             worker.engine(recipe)
-        yield from worker.settle(recipe, tasks, recorded, watcher.round)
+        yield from worker.settle(recipe, tasks, recorded, partial(watcher.underway, 0))

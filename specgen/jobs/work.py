@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specgen import audio
 from specgen.checkpoints.native import file_sha256
 from specgen.errors import UserError
 from specgen.jobs.fingerprint import audio_sha256, fingerprint
-from specgen.jobs.folder import check_there
+from specgen.jobs.folder import Claims, check_there
 from specgen.jobs.manifest import Entry
 from specgen.jobs.options import Recipe
 from specgen.jobs.rows import Row
@@ -24,7 +22,6 @@ from specgen.jobs.rows import Row
 if TYPE_CHECKING:
     from specgen.decoding.loop import Progress
     from specgen.engine import Clip, Engine, Request
-    from specgen.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Place:
         base: where relative paths of `continue_from` and `melody` start.
         duration: seconds of rows that do not say; None is the preset's.
         continue_from, melody: of rows that do not say.
+        workers: processes that share this machine's memory and cores.
+        overwrite: write over files that are not the job's.
     """
 
     folder: Path
@@ -50,6 +49,8 @@ class Place:
     duration: float | None = None
     continue_from: str | None = None
     melody: str | None = None
+    workers: int = 1
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """A row that has to be made."""
+    """A row that has to be made; files under its name are the job's `ours`."""
 
     request: Request
     path: str
     fingerprint: str
     frames: int
+    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,29 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a row: `kept` was made before; `seconds` of audio."""
+    """What became of a row: `kept` was made before; `seconds` of audio; `record` is the sidecar of
+    a row made now."""
 
     entry: Entry
     prompt: str
     seconds: float = 0.0
     kept: bool = False
-    clip: Clip | None = None
+    record: dict[str, Any] | None = None
 
 
-# Is told which rows the engine was given, frames a second, and how far it is.
-OnRound = Callable[[Sequence[Todo], float, "Progress"], None]
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """How far a row is that is being decoded, in seconds of audio."""
+
+    id: str
+    done: float
+    seconds: float
+
+
+_OFTEN = 0.2  # seconds between reports of what is under way
+
+OnRound = Callable[[list[Underway]], None]
+Made = tuple[Entry, dict[str, Any] | None]
 
 
 class Worker:
@@ -102,6 +116,7 @@ class Worker:
         self.place = place
         self._engine: Engine | None = None
         self._loaded: tuple[str, bool, str | None, str | None] | None = None
+        self._claims = Claims(place.folder)
         self._most: int | None = None  # rows in flight that memory has been found to allow
 
     def engine(self, recipe: Recipe) -> Engine:
@@ -115,7 +130,7 @@ class Worker:
         settings = recipe.settings()
         models = (recipe.preset, recipe.draft, recipe.dtype, recipe.quantize)
         if self._engine is not None and self._loaded == models:
-            return with_settings(self._engine, settings)
+            return self._engine.with_settings(settings)
         self._engine = self._loaded = self._most = None
         self._engine = load(
             recipe.preset,
@@ -143,7 +158,7 @@ class Worker:
             recipe: of all these rows.
             tasks: the rows.
             recorded: what a manifest says of rows, by id.
-            on_round: called after every round.
+            on_round: is told now and then what is being decoded.
         """
         prompts = {task.row.id: task.row.prompt for task in tasks}
         try:
@@ -160,27 +175,27 @@ class Worker:
         for entry, length in plan.kept:
             yield Outcome(entry, prompts[entry.id], length / rate, kept=True)
         frames = {todo.request.id: todo.frames for todo in plan.todo}
-        for entry, clip in self.make(engine, plan.todo, on_round):
-            yield Outcome(entry, prompts[entry.id], frames[entry.id] / rate, clip=clip)
+        for entry, record in self.make(engine, plan.todo, on_round):
+            yield Outcome(entry, prompts[entry.id], frames[entry.id] / rate, record=record)
 
     def plan(self, engine: Engine, tasks: Sequence[Task], recorded: Mapping[str, Entry]) -> Plan:
         """Sort rows into made, impossible and to do; the longest to do come first."""
         plan = Plan([], [], [])
         for task in tasks:
+            entry = recorded.get(task.row.id)
             try:
-                todo = self._todo(engine, task)
+                todo = self._todo(engine, task, entry)
+                if entry is not None and self._holds(entry, todo):
+                    plan.kept.append((entry, todo.frames))
+                    continue
+                self._check_free(todo)
+                plan.todo.append(todo)
             except (UserError, OSError) as error:
                 plan.failed.append(Entry(task.row.id, "failed", error=one_line(error)))
-                continue
-            entry = recorded.get(task.row.id)
-            if entry is not None and self._holds(entry, todo):
-                plan.kept.append((entry, todo.frames))
-            else:
-                plan.todo.append(todo)
         plan.todo.sort(key=lambda todo: -todo.frames)
         return plan
 
-    def _todo(self, engine: Engine, task: Task) -> Todo:
+    def _todo(self, engine: Engine, task: Task, entry: Entry | None) -> Todo:
         from specgen.engine import Request
 
         row, place = task.row, self.place
@@ -199,12 +214,27 @@ class Worker:
             **files,
         )
         request = engine.check(request)
+        path = f"{task.name}.{place.kind}"
         return Todo(
             request,
-            f"{task.name}.{place.kind}",
+            path,
             fingerprint(engine, request, heard),
             engine.frames(request.duration or 0.0),
+            ours=place.overwrite or (entry is not None and entry.path == path),
         )
+
+    def _check_free(self, todo: Todo) -> None:
+        """Refuse to write over a file that the job has not made.
+
+        Raises:
+            UserError: names the file.
+        """
+        sound = self.place.folder / todo.path
+        for path in (sound, *audio.companions(sound)):
+            if not todo.ours and path.exists() and sound.stem not in self._claims:
+                raise UserError(
+                    f"{path} is there and not this job's; move it away, or add --overwrite"
+                )
 
     def _holds(self, entry: Entry, todo: Todo) -> bool:
         """Whether a row was made as it is asked for now, and its files are what was written."""
@@ -227,11 +257,11 @@ class Worker:
         engine: Engine,
         todo: Sequence[Todo],
         on_round: OnRound | None = None,
-    ) -> Iterator[tuple[Entry, Clip | None]]:
+    ) -> Iterator[Made]:
         """Make rows and write their files; a row that fails is told and leaves the others.
 
         Yields:
-            A line for the manifest and the clip, or None for one that failed; in any order.
+            A line for the manifest and the sidecar, or None for one that failed; in any order.
         """
         from specgen.engine import SITTING
 
@@ -243,7 +273,7 @@ class Worker:
         engine: Engine,
         todo: Sequence[Todo],
         on_round: OnRound | None,
-    ) -> Iterator[tuple[Entry, Clip | None]]:
+    ) -> Iterator[Made]:
         """When the engine fails, half as many rows are in flight, down to single ones, until the
         row is found that fails by itself."""
         waiting = {one.request.id: one for one in todo}
@@ -253,7 +283,7 @@ class Worker:
             part = list(waiting.values())[: 1 if alone else None]
             try:
                 requests = (one.request for one in part)
-                heard = on_round and partial(on_round, part, engine.codec.frame_rate)
+                heard = on_round and _watching(part, engine.codec.frame_rate, on_round)
                 clips = engine.generate(requests, batch=limit, in_order=False, on_round=heard)
                 for clip in clips:
                     yield self._written(engine, waiting[clip.request.id], clip)
@@ -284,10 +314,11 @@ class Worker:
         """How many rows to have in flight."""
         from specgen.jobs.memory import auto_batch
 
-        wanted = self.place.batch or auto_batch(engine, max(one.frames for one in todo))
+        longest = max(one.frames for one in todo)
+        wanted = self.place.batch or auto_batch(engine, longest, self.place.workers)
         return min(wanted, self._most or wanted)
 
-    def _written(self, engine: Engine, todo: Todo, clip: Clip) -> tuple[Entry, Clip | None]:
+    def _written(self, engine: Engine, todo: Todo, clip: Clip) -> Made:
         folder = self.place.folder
         path = folder / todo.path
         codes = clip.codes.numpy().astype("<i2")
@@ -296,7 +327,11 @@ class Worker:
         try:
             files = audio.encode_clip(path, clip.audio.numpy(), clip.sample_rate, codes, record)
             check_there(folder)
+            self._check_free(todo)
+            self._claims.add(path.stem)
             audio.write_files(path, files)
+        except UserError as error:
+            return _failed(todo, one_line(error)), None
         except OSError as error:
             return _failed(todo, f"cannot write {path}: {error.strerror or error}"), None
         spent = ("condition_seconds", "decode_seconds", "codec_seconds")
@@ -311,7 +346,29 @@ class Worker:
             sidecar_sha256=sha256(files.sidecar),
             seconds=round(seconds + time.perf_counter() - began, 4),
         )
-        return entry, clip
+        return entry, files.record
+
+
+def _watching(
+    part: Sequence[Todo], frame_rate: float, on_round: OnRound
+) -> Callable[[Progress], None]:
+    """What the engine calls after every round, to pass on now and then."""
+    told = 0.0
+
+    def watch(progress: Progress) -> None:
+        nonlocal told
+        if time.perf_counter() - told < _OFTEN:
+            return
+        told = time.perf_counter()
+        on_round(
+            [
+                Underway(str(one.request.id), settled.frames / frame_rate, one.frames / frame_rate)
+                for index, settled in progress.running.items()
+                for one in part[index : index + 1]
+            ]
+        )
+
+    return watch
 
 
 def sha256(content: bytes) -> str:
@@ -329,20 +386,6 @@ def _unfit(engine: Engine, part: Sequence[Todo]) -> list[tuple[Todo, str]]:
         except UserError as error:
             unfit.append((one, one_line(error)))
     return unfit
-
-
-def with_settings(engine: Engine, settings: Settings) -> Engine:
-    """The same models with other settings.
-
-    Raises:
-        UserError: settings that do not fit the models.
-    """
-    from specgen.engine import check_settings
-
-    check_settings(settings, engine.verifier, engine.drafter)
-    again = copy.copy(engine)
-    again.settings = settings
-    return again
 
 
 def one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """`specgen generate --prompts` from the outside: jobs, resuming, failures, shards, signals."""
 
+import errno
 import json
 import os
 import signal
@@ -166,6 +167,44 @@ def test_files_in_the_way_are_not_overwritten(
     assert run(job) == 2
     assert "exists" in capsys.readouterr().err
     assert [p.name for p in out.glob("[!.]*")] == ["AIR.npy"]
+
+
+def test_a_file_that_came_later_is_not_overwritten(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under a row's name, in a folder that is the job's already: the row fails. What a killed
+    process wrote and did not record is the job's."""
+    out = tmp_path / "out"
+    write(tmp_path / "p.jsonl", PROMPTS[:2])
+    assert run(job) == 0
+    (out / "warm.npy").write_text("mine")
+    write(tmp_path / "p.jsonl", PROMPTS[1:3])
+    (out / "air.json").unlink()
+    (out / "manifest.jsonl").unlink()
+    capsys.readouterr()
+    assert run(job) == 1
+    assert "warm.npy is there and not this job's; move it away" in capsys.readouterr().err
+    assert (out / "warm.npy").read_text() == "mine" and not (out / "warm.wav").exists()
+    assert (out / "air.json").is_file()
+    assert run([*job, "--overwrite"]) == 0
+    assert np.load(out / "warm.npy").shape[0] == 4
+    assert [p.name for p in out.glob(".specgen-names.*")] != []
+    assert run(job) == 0
+    assert sorted((out / ".specgen-names").read_text().split()) == ["air", "jig", "warm"]
+
+
+def test_a_file_system_without_locks_is_told(
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def none(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with locked(tmp_path):
+        assert "has no locks" in capsys.readouterr().err
 
 
 def test_bad_rows_fail_by_themselves(
