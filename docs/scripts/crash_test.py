@@ -1,16 +1,19 @@
 """Crash test of `specgen generate --prompts`: killed at random, files damaged, resumed.
 
-    python docs/scripts/crash_test.py [--rounds 30] [--rows 24] [--duration 0.5]
+    python docs/scripts/crash_test.py [--rounds 30] [--rows 24] [--duration 0.5] [--workers 2]
 
-Each round starts the same command, kills it (SIGKILL) after a random time, and damages some of
-what lies there: clips, tokens, sidecars and manifest lines are truncated, flipped or deleted. When
-a round ends by itself, the next one starts in an empty folder. After the last round the job runs to
-its end. Then every row must be there once, with the tokens and the audio of a job that nobody
-disturbed.
+Each round starts the same command, kills it (SIGKILL) after a random time (every third time one of
+its workers first, which the job has to get over), and damages some of what lies there: clips,
+tokens, sidecars and manifest lines are truncated, flipped or deleted. No worker may live on without
+its parent. When a round ends by itself, the next one starts in an empty folder. After the last
+round the job runs to its end. Then every row must be there once, with the tokens and the audio of a
+job that nobody disturbed.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--duration", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -39,20 +43,21 @@ def main() -> None:
         lines = [f"a {WORDS[i % 5]} on the {INSTRUMENTS[i // 5 % 5]}" for i in range(options.rows)]
         prompts.write_text("\n".join(lines) + "\n")
         began = time.perf_counter()
-        whole = run(prompts, folder / "whole", options.duration).wait()
+        whole = run(prompts, folder / "whole", options).wait()
         usual = time.perf_counter() - began
         assert whole == 0, whole
         counts = torture(prompts, folder / "whole", folder / "job", options, usual)
-        code = run(prompts, folder / "job", options.duration).wait()
+        code = run(prompts, folder / "job", options).wait()
         assert code == 0, code
         compare(folder / "whole", folder / "job", options.rows)
     told = ", ".join(f"{what} {n}" for what, n in sorted(counts.items()))
     print(f"{options.rounds} rounds of {options.rows} rows: {told}; at the end all rows right")
 
 
-def run(prompts: Path, out: Path, duration: float) -> "subprocess.Popen[bytes]":
+def run(prompts: Path, out: Path, options: argparse.Namespace) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "specgen.cli.app", "generate", "--prompts", str(prompts)]
-    command += ["--out", str(out), "--duration", str(duration), "--batch", "4"]
+    command += ["--out", str(out), "--duration", str(options.duration), "--batch", "4"]
+    command += ["--workers", str(options.workers)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -60,14 +65,27 @@ def torture(
     prompts: Path, whole: Path, out: Path, options: argparse.Namespace, usual: float
 ) -> "Counter[str]":
     counts: Counter[str] = Counter()
-    for _ in range(options.rounds):
-        job = run(prompts, out, options.duration)
+    for turn in range(options.rounds):
+        job = run(prompts, out, options)
+        workers: list[int] = []
         try:
             code = job.wait(random.uniform(0.3, 1.0) * usual)
         except subprocess.TimeoutExpired:
+            workers = children(job.pid)
+            if turn % 3 == 2 and (able := [pid for pid in workers if is_worker(pid)]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(able), signal.SIGKILL)
+                counts["workers killed"] += 1
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    job.wait(random.uniform(0.0, 0.5) * usual)
+                workers += children(job.pid)
+        code = job.poll()
+        if code is None:
             job.send_signal(signal.SIGKILL)
             job.wait()
             counts["killed"] += 1
+            left = alive(workers)
+            assert not left, f"workers live on: {left}"
         else:
             assert code == 0, code
             counts["ended by themselves"] += 1
@@ -83,6 +101,39 @@ def torture(
             damage(out / "manifest.jsonl")
             counts["manifest damaged"] += 1
     return counts
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a process is a worker, not what multiprocessing starts beside them."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def children(parent: int) -> list[int]:
+    """Process ids of what a job has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def alive(pids: list[int], patience: float = 10.0) -> list[int]:
+    """Those of some processes that are still there after a while."""
+
+    def there(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    end = time.monotonic() + patience
+    while (left := [pid for pid in pids if there(pid)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
 
 
 def damage(path: Path) -> str:

@@ -123,6 +123,7 @@ class Bar:
             rich_progress.TimeRemainingColumn(),
             console=Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else it would be written to stderr too
         )
         task = bar.add_task("", total=self._total, frames=f"0/{self._total} frames", pace="")
         bar.start()
@@ -208,6 +209,7 @@ class JobBar:
             rich_progress.TextColumn("{task.fields[left]}"),
             console=Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else it would be written to stderr too
         )
         task = bar.add_task("", total=1.0, left="")
         bar.start()
@@ -227,6 +229,8 @@ class JobBar:
         self._show()
 
     def underway(self, worker: int, rows: Sequence[Underway]) -> None:
+        if not self._underway:
+            self._began = time.perf_counter()  # loading models is no pace
         self._underway[worker] = list(rows)
         self._show()
 
