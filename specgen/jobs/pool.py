@@ -164,7 +164,7 @@ def auto_workers(job: Job, groups: Groups) -> int:
     one thread is fastest, the work pays for their start and memory holds them; else one."""
     import torch
 
-    from specgen.jobs.memory import free_bytes
+    from specgen.devices import free_bytes
 
     device = job.place.device
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
