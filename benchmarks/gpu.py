@@ -10,6 +10,7 @@ a network, and they travel in build/wheels.
     tests      pytest tests/gpu                                                gpu-tests.json
     synthetic  the reference's four rows at full size, acceptance given        gpu-synthetic.json
     batch      a small pair at batch 1, 2, 4, 8                                gpu-batch.json
+    graphs     the same verifiers alone without CUDA graphs (SPECGEN_GRAPHS=off) gpu-graphs-off.json
     peers      plain decoding at full size beside audiocraft and transformers  gpu-peers.json
     memory     the large pair, caches made for 10 and 30 s, under a 16 GB cap  gpu-memory.json
     training   a mid-size pair, trained on tokens the embedded model makes     gpu-training.json
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ FULL = Size(
     peers="large:delay",
     memory="large:flatten,large:delay",
     acceptances=("0.7", "0.85"),
-    seconds=1.2,
+    seconds=0.8,
     repeats=2,
     batches="1,2,4,8",
     lengths="10,30",
     clips=192,
     clip_seconds=8.0,
-    training_seconds=45.0,
+    training_seconds=40.0,
     frames="1,2,4,auto",
 )
 TINY = Size(
@@ -121,11 +122,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """A step: what it writes, how long it may take, and its commands."""
+    """A step: what it writes, how long it may take, its commands, and what their environment has
+    beyond that of the others."""
 
     writes: str
     budget: float
     commands: Callable[[Run], list[list[str]]]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def _tests(run: Run) -> list[list[str]]:
@@ -141,6 +144,14 @@ def _synthetic(run: Run) -> list[list[str]]:
     given = [part for value in size.acceptances for part in ("--acceptance", value)]
     options = ["-d", str(size.seconds), "-r", str(size.repeats), "--draft-frames", "1,auto"]
     return [run.bench("gpu-synthetic.json", *shapes, *given, *options)]
+
+
+def _graphs(run: Run) -> list[list[str]]:
+    size = run.size
+    verifiers = dict.fromkeys(pair.partition(",")[0] for pair in size.pairs)
+    shapes = [part for shape in verifiers for part in ("--synthetic", shape)]
+    options = ["-d", str(size.seconds), "-r", str(size.repeats)]
+    return [run.bench("gpu-graphs-off.json", *shapes, *options)]
 
 
 def _batch(run: Run) -> list[list[str]]:
@@ -189,13 +200,14 @@ def _summary(run: Run) -> list[list[str]]:
 
 
 STEPS = {
-    "tests": Step("gpu-tests.json", 45.0, _tests),
-    "training": Step("gpu-training.json", 150.0, _training),
-    "trained": Step("gpu-trained.json", 75.0, _trained),
-    "synthetic": Step("gpu-synthetic.json", 120.0, _synthetic),
+    "tests": Step("gpu-tests.json", 40.0, _tests),
+    "training": Step("gpu-training.json", 140.0, _training),
+    "trained": Step("gpu-trained.json", 70.0, _trained),
+    "synthetic": Step("gpu-synthetic.json", 105.0, _synthetic),
+    "graphs": Step("gpu-graphs-off.json", 45.0, _graphs, {"SPECGEN_GRAPHS": "off"}),
     "memory": Step("gpu-memory.json", 35.0, _memory),
-    "peers": Step("gpu-peers.json", 60.0, _peers_step),
-    "batch": Step("gpu-batch.json", 45.0, _batch),
+    "peers": Step("gpu-peers.json", 55.0, _peers_step),
+    "batch": Step("gpu-batch.json", 40.0, _batch),
     "summary": Step("gpu.md", 5.0, _summary),
 }
 
@@ -230,6 +242,7 @@ def perform(name: str, run: Run, environment: dict[str, str]) -> bool:
     """Run a step within its budget; returns whether its file is there."""
     step, began = STEPS[name], time.monotonic()
     target = run.out / step.writes
+    environment = {**environment, **step.environment}
     reason = ""
     for command in step.commands(run):
         left = step.budget - (time.monotonic() - began)

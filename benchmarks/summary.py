@@ -73,6 +73,35 @@ def bench_part(title: str, document: dict[str, Any] | None) -> list[str]:
     return [f"## {title}", "", head, "", *rows(document), ""]
 
 
+NOTHING = 0.03  # of the time: a difference that two runs of one program have
+
+
+def graphs(on: dict[str, Any] | None, off: dict[str, Any] | None) -> list[str]:
+    """What CUDA graphs are worth: the same verifier alone, with them and without."""
+    out = ["## Without CUDA graphs", ""]
+    if off is None or "rows" not in off or on is None or "rows" not in on:
+        return [*out, _missing(off), ""]
+
+    def alone(document: dict[str, Any]) -> dict[tuple[Any, ...], float]:
+        return {
+            (row["verifier"], row["duration_seconds"], row["batch"]): row["seconds"]["median"]
+            for row in document["rows"]
+            if row["drafter"] is None and row["package"] == "specgen"
+        }
+
+    with_graphs, without = alone(on), alone(off)
+    both = [key for key in without if key in with_graphs]
+    for key in both:
+        times = without[key] / with_graphs[key]
+        out.append(
+            f"- {key[0]}, {key[1]:g} s, batch {key[2]}: {with_graphs[key]:.3f} s with, "
+            f"{without[key]:.3f} s without: {times:.2f} times"
+        )
+    if all(abs(without[key] / with_graphs[key] - 1) < NOTHING for key in both):
+        out += ["", "SPECGEN_GRAPHS=off changes nothing here: no graphs, or no such switch."]
+    return [*out, ""]
+
+
 def _missing(document: dict[str, Any] | None) -> str:
     return "UNMEASURED" + (f": {document['failed']}" if document and "failed" in document else "")
 
@@ -103,6 +132,7 @@ def page(folder: Path) -> str:
         )
         out.append("")
     out += bench_part("Full size", load(folder, "gpu-synthetic.json"))
+    out += graphs(load(folder, "gpu-synthetic.json"), load(folder, "gpu-graphs-off.json"))
     out += bench_part("Beside other packages", load(folder, "gpu-peers.json"))
     out += bench_part("Batches", load(folder, "gpu-batch.json"))
     memory = load(folder, "gpu-memory.json")
