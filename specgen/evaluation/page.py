@@ -19,11 +19,22 @@ from specgen.evaluation.comparison import Outcome
 from specgen.evaluation.curves import Line, curves
 from specgen.evaluation.intervals import FEW, FEW_NOTE
 from specgen.evaluation.runs import Made, Run
-from specgen.evaluation.summary import passed, percent, sentences
+from specgen.evaluation.summary import highlights, passed, percent, sentences, verdict
 from specgen.evaluation.text import by_codebook, tables
 
 NAME = "index.html"
 TEMPLATE = "report.html.j2"
+_MEANING = {
+    "Sides": "How much of what the drafter guessed the verifier let stand.",
+    "Identity": "Clips and tokens that are the same on both sides, prompts and seeds being equal.",
+    "Likelihood under the verifier": "0 nats off is what tokens drawn from the verifier's own law "
+    "are, whatever made them.",
+    "Distribution of tokens": "Whether the sides' tokens follow one law, and which shift of it "
+    "would have been caught.",
+    "Distance to the recordings": "Small is near. Between the first two rows lies what a model of "
+    "these tokens can reach.",
+    "Speed": "Sides take turns, batch by batch. For figures to quote use specgen bench.",
+}
 
 
 @dataclass
@@ -64,6 +75,8 @@ def render(values: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     empty = {
+        "verdict": "",
+        "highlights": [],
         "sentences": [],
         "passed": True,
         "tables": [],
@@ -103,16 +116,18 @@ def comparison_page(document: dict[str, Any], runs: Sequence[Run], players: int)
     about = (
         f"{count} clips of {document['duration_seconds']:g} s a side "
         f"({len(document['prompts'])} prompts x {document['seeds']} seeds), specgen {__version__}, "
-        f"{document['machine']['processor']}, {document['made'].replace('T', ' ')}"
+        f"{document['machine']['processor']}, {document['made'][:16].replace('T', ' ')} UTC"
     )
     few = any(row["clips"] < FEW for row in document["quality"])
     return render(
         {
             "title": _title(sides),
             "about": about,
+            "verdict": verdict(document),
+            "highlights": highlights(document),
             "sentences": sentences(document),
             "passed": passed(document) and not document["failures"],
-            "tables": tables(document),
+            "tables": [(*table, _MEANING.get(table[0], "")) for table in tables(document)],
             "footnote": FEW_NOTE if few else "",
             "plots": plots(document),
             "groups": groups,
@@ -250,7 +265,7 @@ def clips_page(clips: Sequence[tuple[str, Made]], title: str) -> str:
         {
             "title": title,
             "about": f"{len(clips)} clips, specgen {__version__}",
-            "tables": [("Clips", heads, rows)],
+            "tables": [("Clips", heads, rows, "")],
             "groups": [
                 {
                     "title": f"{prompt} (seed {seed})",

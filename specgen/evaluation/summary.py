@@ -45,6 +45,41 @@ def sentences(document: Document) -> list[str]:
     return said
 
 
+def verdict(document: Document) -> str:
+    """The whole comparison in a few words."""
+    if not passed(document):
+        return "A promise is broken"
+    if document["failures"]:
+        return "Some clips could not be made"
+    if document["interrupted"]:
+        return "Interrupted: what was made until then"
+    return "Every promise is kept"
+
+
+def highlights(document: Document) -> list[Document]:
+    """Of every side but the first, what most want to know: `label`, and `figures` as value and
+    meaning. Empty for so many sides that tables say it better."""
+    first = document["sides"][0]["label"]
+    if len(document["sides"]) > _FEW_SIDES + 1:
+        return []
+    made = []
+    for side in document["sides"][1:]:
+        label = side["label"]
+        figures = [
+            (percent(row["tokens_identical_share"]), f"of the tokens as {first}")
+            for row in document["identity"]
+            if row["b"] == label
+        ]
+        for row in document["quality"]:
+            if row["label"] == label and row["to_first"]:
+                figures.append(("Differs" if _seen(row) else "The same", "to the tagger's ear"))
+        for row in document["speed"]:
+            if row["label"] == label and row["speedup"]:
+                figures.append((f"{row['speedup']['value']:.2f} x", f"the speed of {first}"))
+        made.append({"label": label, "lossless": side["lossless"], "figures": figures})
+    return made
+
+
 def _each_side(document: Document) -> list[str]:
     said = [_likelihood(row) for row in document["likelihood"]]
     said += [_distribution(row, "clips") for row in _drawn(document)]

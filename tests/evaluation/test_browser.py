@@ -62,6 +62,8 @@ def test_players_load_and_nothing_complains(browser: Any, folder: Path) -> None:
     assert len(lengths) == 6 and all(0.35 < length < 0.6 for length in lengths)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.locator("h2", has_text="Identity").count() == 1
+    assert page.locator(".summary h2").inner_text() == "Every promise is kept"
+    assert page.locator(".tile strong").first.inner_text() == "100%"
     assert page.locator("svg circle").count() > 0
     assert troubles == []
 
