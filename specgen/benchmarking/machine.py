@@ -53,7 +53,18 @@ def _gpu(device: str) -> dict[str, Any] | None:
         "name": properties.name,
         "memory_bytes": properties.total_memory,
         "cuda": torch.version.cuda,
+        "driver": _driver(),
     }
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver; None where it does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.split("\n")[0].strip() or None
 
 
 def versions() -> dict[str, str | None]:

@@ -52,8 +52,7 @@ def static_card(document: Document, form: str = "table") -> str:
     where = f"{machine['device']}, {machine['processor']}, {machine['cores']} cores"
     lines = ["SYNTHETIC: random weights, acceptance given"] if document.synthetic else []
     lines += [
-        f"device: {where}, threads {machine['threads']}"
-        + (f", {gpu['name']} {gpu['memory_bytes'] / 1e9:.0f} GB" if gpu else ""),
+        f"device: {where}, threads {machine['threads']}" + (f", {_gpu(gpu)}" if gpu else ""),
         f"load average at the start: {_number(machine['load_average'])}",
         "versions: " + ", ".join(f"{k} {v or '-'}" for k, v in document.versions.items()),
         f"commit: {document.commit or '-'}",
@@ -68,6 +67,12 @@ def static_card(document: Document, form: str = "table") -> str:
         "seconds are of decoding alone, speed-up is over the same verifier alone"
     )
     return "\n".join(_bullet(form) + line for line in lines)
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    known = [f"{gpu['name']} {gpu['memory_bytes'] / 1e9:.0f} GB"]
+    known += [f"{name} {gpu[name]}" for name in ("cuda", "driver") if gpu.get(name)]
+    return ", ".join(known)
 
 
 def _bullet(form: str) -> str:

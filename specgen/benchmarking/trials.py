@@ -138,7 +138,8 @@ class Trial:
         """Encode the prompts and set up the caches; not part of the time."""
         device = self.engine.device
         # Of the first run alone, which is the warm-up if there is one: looking takes time.
-        self._peak = Peak(device) if not self.condition_seconds else None
+        first = not self.condition_seconds and self.peer is None
+        self._peak = Peak(device) if first else None
         began = time.perf_counter()
         prompts = [r.prompt for r in requests]
         if self.peer is not None:

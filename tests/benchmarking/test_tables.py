@@ -140,6 +140,8 @@ def test_unknown_format() -> None:
 def test_a_card_names_the_gpu(document: Document) -> None:
     document.machine["gpu"] = {"name": "Some GPU", "memory_bytes": 16_000_000_000}
     assert "Some GPU 16 GB" in card(document)
+    document.machine["gpu"] |= {"cuda": "13.0", "driver": "580.159.04"}
+    assert "Some GPU 16 GB, cuda 13.0, driver 580.159.04" in card(document)
 
 
 def test_auto_is_held_against_the_best_fixed_length_of_its_own_setting() -> None:
