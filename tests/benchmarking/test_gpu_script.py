@@ -60,6 +60,7 @@ def test_a_pair_is_trained_and_measured_and_all_of_it_summed_up(
     assert "## Full size\n\n**SYNTHETIC**" in page and "| midsize |" in page
     assert "## Beside other packages\n\nUNMEASURED" in page  # its file is not there
     assert "- SYNTHETIC tiny:flatten, 0.2 s, batch 1: " in page  # with graphs and without
+    assert "On a CPU: there are no graphs" in page
     assert "## Memory\n\nUNMEASURED" in page  # a CPU has no peak to show
     found["cap_bytes"], short["peak_bytes"] = 16e9, 14.5e9
     gpu.write(tmp_path / "gpu-memory.json", found)
@@ -126,7 +127,8 @@ def test_tests_are_counted(scripts: dict[str, ModuleType], tmp_path: Path) -> No
 def test_a_switch_without_effect_is_said_to_be_one(scripts: dict[str, ModuleType]) -> None:
     def document(seconds: float) -> dict[str, object]:
         row = {"verifier": "v", "duration_seconds": 1.0, "batch": 1, "drafter": None}
-        return {"rows": [{**row, "package": "specgen", "seconds": {"median": seconds}}]}
+        rows = [{**row, "package": "specgen", "seconds": {"median": seconds}}]
+        return {"machine": {"device": "cuda"}, "rows": rows}
 
     graphs = scripts["summary"].graphs
     assert "3.00 times" in "\n".join(graphs(document(1.0), document(3.0)))
