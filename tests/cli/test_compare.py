@@ -174,6 +174,26 @@ def test_ten_thousand_prompts_are_announced_and_limited(
     assert len(document["prompts"]) == 2
 
 
+def test_prompt_files_on_the_command_line(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left out is told in a line each, many clips are announced, bad bytes are refused."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a jig\n\na jig\nan air\n")
+    monkeypatch.setattr("specgen.cli.compare.MANY", 1)
+    sides = [tiny, f"{tiny} --no-draft"]
+    assert run(["compare", *sides, "--prompts", str(path), *QUICK, "--json"]) == 0
+    out, err = capsys.readouterr()
+    said = [f"{path}: 1 empty line left out", f"{path}: 1 repeated prompt left out"]
+    assert err.splitlines()[:3] == [
+        *(f"specgen: {line}" for line in said),
+        "specgen: 2 clips on each of 2 sides; Ctrl-C keeps what is made",
+    ]
+    assert json.loads(out)["notes"] == said
+    path.write_bytes(b"a jig\nan \xff air\n")
+    refused(capsys, ["compare", *sides, "--prompts", str(path)], "line 2 is not UTF-8")
+
+
 def test_the_built_in_prompts_are_24_and_known() -> None:
     from specgen.checkpoints.native import embedded_folder, load_lm
 
