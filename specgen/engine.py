@@ -33,6 +33,7 @@ from specgen.devices import choose_device, choose_dtype, choose_threads, describ
 from specgen.errors import UserError
 from specgen.listening import read_audio, read_start
 from specgen.lm.chroma import melody_rate as rate_of
+from specgen.lm.compiled import check_compiler
 from specgen.lm.quantized import check_kind
 from specgen.settings import Settings
 from specgen.sitting import Sitting
@@ -54,6 +55,7 @@ def load(
     settings: Settings | None = None,
     threads: int | None = None,
     quantize: str | None = None,
+    compile: bool = False,
 ) -> Engine:
     """Load a preset's models.
 
@@ -65,6 +67,7 @@ def load(
         settings: overrides the preset's.
         threads: CPU threads; None chooses.
         quantize: of the models' weights, overriding the preset: `drafter=int8`.
+        compile: compile leaf functions; a first run waits for the compiler.
 
     Raises:
         UserError: anything that keeps the models from being loaded or from fitting each other.
@@ -74,6 +77,8 @@ def load(
     settings = settings or Settings.of(preset)
     place = choose_device(device)
     node = preset.node
+    if compile:
+        check_compiler(place)
     parts: dict[str, VerifierNode] = {"verifier": node.verifier}
     if draft and node.drafter is not None:
         parts["drafter"] = node.drafter
@@ -93,7 +98,9 @@ def load(
     check_settings(settings, verifier, drafter)
     for model in (verifier, drafter):
         if model is not None:
-            model.lm.pack()
+            model.lm.transformer.compiled = compile
+            if not compile:  # no compiler reads packed weights
+                model.lm.pack()
     if place.type == "cpu":
         most = max(m.lm.parameter_count() for m in (verifier, drafter) if m is not None)
         torch.set_num_threads(threads or choose_threads(most))
@@ -311,6 +318,7 @@ class Engine:
                 "verifier": self.verifier.quantize,
                 "drafter": None if drafter is None else drafter.quantize,
             },
+            "compiled": self.verifier.lm.transformer.compiled,
             "versions": versions(),
             "lossless": clip.lossless,
             "stats": clip.stats.as_dict(),

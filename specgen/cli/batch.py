@@ -55,6 +55,7 @@ class Options:
     melody: Path | None = None
     workers: str | None = None
     stats: bool = False
+    compile: bool = False
 
 
 def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
@@ -102,6 +103,7 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
             _absolute(options.continue_from),
             _absolute(options.melody),
             overwrite=options.overwrite,
+            compile=options.compile,
         ),
         prompts_format=options.prompts_format,
         seed=options.seed,

@@ -79,6 +79,10 @@ def generate(
             "another model."
         ),
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile leaf functions first: for long jobs on a card."),
+    ] = False,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="The verifier alone.")] = False,
     rule: Annotated[str | None, typer.Option(help="coupled, mixed, keep or rejection.")] = None,
     allow_biased: Annotated[
@@ -213,6 +217,7 @@ def generate(
             engine=engine_name,
             address=address,
             actors=actors,
+            compile=compile,
             continue_from=continue_from,
             melody=melody,
             workers=workers,
@@ -265,6 +270,7 @@ def generate(
         settings=settings_of(job, changes, allow_biased=allow_biased),
         threads=threads,
         quantize=job.quantize,
+        compile=compile,
     )
     check_sidecar(job, engine)
     laps.lap("load")

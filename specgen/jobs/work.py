@@ -38,6 +38,7 @@ class Place:
         continue_from, melody: of rows that do not say.
         workers: processes that share this machine's memory and cores.
         overwrite: write over files that are not the job's.
+        compile: as for `specgen.load`.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Place:
     melody: str | None = None
     workers: int = 1
     overwrite: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class Worker:
             settings=settings,
             threads=self.place.threads,
             quantize=recipe.quantize,
+            compile=self.place.compile,
         )
         self._loaded = models
         return self._engine

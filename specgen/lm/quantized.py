@@ -45,22 +45,22 @@ class QuantizedLinear(nn.Module):
         layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
         _torchao(layer, kind)
         # Plain attributes: their bytes are not those that `parameters()` would tell.
-        self._weight, self._bias = layer.weight.detach(), bias
+        self.stored, self.bias = layer.weight.detach(), bias
         self.count = weight.numel() + (0 if bias is None else bias.numel())
 
     @property
     def weight(self) -> Tensor:
         """`[out, in]` in the dtype it came in, the numbers that the products use."""
-        weight: Tensor = self._weight.dequantize()
+        weight: Tensor = self.stored.dequantize()
         return weight
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights, scales and bias."""
-        return _stored_bytes(self._weight) + (0 if self._bias is None else self._bias.nbytes)
+        return _stored_bytes(self.stored) + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+        return F.linear(x, self.stored, self.bias)
 
 
 def quantize_(model: MusicLM, kind: str) -> None:

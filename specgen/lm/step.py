@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specgen.lm.cache import KVCache, Span
+from specgen.lm.compiled import compiled_feed_forward
 from specgen.lm.transformer import (
     Block,
     CrossMemory,
@@ -44,6 +45,13 @@ def norm(layer: nn.LayerNorm | None) -> Product:
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
+def feed_forward(block: Block) -> Product:
+    """The feed-forward half of a block, with the norm before it."""
+    first, activation = norm(block.norm2 if block.norm_first else None), block.activation
+    up, down = product(block.up), product(block.down)
+    return lambda x: down(activation(up(first(x))))
+
+
 class Layer(NamedTuple):
     """One block, gathered."""
 
@@ -53,12 +61,10 @@ class Layer(NamedTuple):
     out: Product
     norm_cross: Product
     norm2: Product
-    up: Product
-    activation: Product
-    down: Product
+    feed: Product
 
     @classmethod
-    def of(cls, block: Block) -> Layer:
+    def of(cls, block: Block, compiled: bool = False) -> Layer:
         return cls(
             block,
             norm(block.norm1),
@@ -66,9 +72,7 @@ class Layer(NamedTuple):
             product(block.attention.out),
             norm(block.norm_cross),
             norm(block.norm2),
-            product(block.up),
-            block.activation,
-            product(block.down),
+            feed_forward(block) if not compiled else compiled_feed_forward(block),
         )
 
 
@@ -86,7 +90,9 @@ class Stepper:
     ) -> None:
         self.config = transformer.config
         self._transformer, self._memory, self._cache = transformer, memory, cache
-        self._layers = [Layer.of(b) for b in transformer.blocks if isinstance(b, Block)]
+        self._layers = [
+            Layer.of(b, transformer.compiled) for b in transformer.blocks if isinstance(b, Block)
+        ]
 
     def __call__(self, columns: Tensor, span: Span) -> Tensor:
         """Run a block of columns and keep its keys and values.
@@ -115,7 +121,7 @@ class Stepper:
                 h = self._consult(block, index, query.view(N, n, dim)).view(N * n, dim)
                 x = x + (h * block.scale_cross if block.scaled else h)
                 x = x if first else layer.norm_cross(x)
-            h = layer.down(layer.activation(layer.up(layer.norm2(x) if first else x)))
+            h = layer.feed(x)
             x = x + (h * block.scale2 if block.scaled else h)
             x = x if first else layer.norm2(x)
         return x.view(N, n, dim)

@@ -212,6 +212,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
+        self.compiled = False  # whether decoding compiles its leaves (specgen.lm.compiled)
         self._codes: tuple[Tensor | None, Tensor | None] = (None, None)  # sinusoids, rotations
 
     def memory(
