@@ -1,10 +1,11 @@
-"""Fuzz what is read from outside: prompt files, manifests, sidecars, presets.
+"""Fuzz what is read from outside: prompt files, manifests, sidecars, presets, a job's own records.
 
     python docs/scripts/fuzz.py [--inputs 20000] [--seed 0]
 
 Each input is a good file with bytes flipped, cut out, doubled, swapped for awkward ones, or nothing
-but noise. Whatever it is, the reader answers with rows, entries or a job, or refuses in one line
-(`UserError`), within seconds; and no file name that comes of it leaves the folder.
+but noise; some prompt files are rows with awkward ids alone. Whatever it is, the reader answers with
+rows, entries or a job, or refuses in one line (`UserError`), within seconds; no file name that comes
+of it leaves the folder, and no two rows of a file share one, whatever the case of its letters.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from specgen import config
 from specgen.cli.job import read_sidecar
 from specgen.errors import UserError
 from specgen.jobs import manifest
+from specgen.jobs.folder import JOB_NAME, NAMES_NAME, belongs, claimed
 from specgen.jobs.naming import Template
 from specgen.jobs.prompt_files import read_prompts
-from specgen.jobs.rows import Row, rows_of, unsafe_name
+from specgen.jobs.rows import Row, name_key, rows_of, unsafe_name
 
 AWKWARD = [
     "../../x", "/etc/passwd", "C:\\x", "nul", "CON.txt", "a" * 300, "Air", "air", "\x00", "é",
@@ -57,6 +59,8 @@ def main() -> None:
             ("p.jsonl", JSONL.encode(), prompts),
             ("p.csv", CSV.encode(), prompts),
             ("manifest.jsonl", entry * 2, manifest.read),
+            (NAMES_NAME, b"air\njig\n", lambda path: claimed(path.parent)),
+            (JOB_NAME, b'{"schema": 1, "seed": 0}', owner),
             ("s.json", json.dumps(sidecar).encode(), read_sidecar),
             ("preset.yaml", preset.read_bytes(), lambda path: config.load_preset(str(path))),
         ]
@@ -65,7 +69,8 @@ def main() -> None:
         for i in range(options.inputs):
             file, good, read = kinds[i % len(kinds)]
             path = folder / file
-            path.write_bytes(mutated(good))
+            awkward = file == "p.jsonl" and random.random() < 0.3
+            path.write_bytes(odd_ids() if awkward else mutated(good))
             signal.alarm(20)
             try:
                 read(path)
@@ -82,10 +87,25 @@ def main() -> None:
     print(f"{options.inputs} inputs: " + ", ".join(f"{k} {n}" for k, n in sorted(counts.items())))
 
 
+def owner(path: Path) -> None:
+    belongs(path.parent, {"schema": 1, "seed": 0}, overwrite=False)
+
+
+def odd_ids() -> bytes:
+    rows = [
+        {"id": random.choice(AWKWARD) + random.choice(("", "", "X", "x")), "prompt": "a jig"}
+        for _ in range(random.randrange(1, 8))
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def prompts(path: Path) -> None:
     """Read rows and name their files as a job would."""
+    taken: set[str] = set()
     for row in rows_of(read_prompts(str(path)), 0):
         if isinstance(row, Row):
+            assert name_key(row.id) not in taken, row.id
+            taken.add(name_key(row.id))
             name = Template("{slug}-{id}").render(row, 1)
             if unsafe_name(name) is None:
                 target = path.parent / f"{name}.wav"
