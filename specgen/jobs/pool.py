@@ -25,11 +25,10 @@ from specgen.errors import UserError
 from specgen.jobs.manifest import Entry
 from specgen.jobs.options import Recipe
 from specgen.jobs.run import expected_seconds, local
-from specgen.jobs.work import Outcome, Place, Task, Worker, one_line
+from specgen.jobs.serving import serve
+from specgen.jobs.work import Outcome, Place, Task
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from specgen.jobs.run import Groups, Job, Outcomes, Watcher
 
 _BATCH = 16  # rows of a portion, where memory decides how many are in flight
@@ -227,17 +226,20 @@ class Hand:
         self.portion: Portion | None = None
         self.settled: set[str] = set()
         self.started, self.alive = False, True
-        self.process = spawn.Process(target=serve, args=(theirs, place, own), daemon=True)
+        self.process = spawn.Process(target=serve, args=(theirs,), daemon=True)
         with _without_interrupt():
             self.process.start()
         theirs.close()
+        threads = place.threads or max(1, cores() // place.workers)
+        with contextlib.suppress(OSError):  # that it has died is found out by `hear`
+            self.pipe.send((place, own, threads))
 
     @property
     def idle(self) -> bool:
         return self.started and self.alive and self.portion is None
 
     def give(self, portion: Portion, recorded: Mapping[str, Entry]) -> None:
-        """Hand out a portion. That the process has died is found out by `hear`."""
+        """Hand out a portion."""
         ids = [task.row.id for task in portion.tasks]
         known = {one: recorded[one] for one in ids if one in recorded}
         self.portion, self.settled = portion, set()
@@ -288,40 +290,3 @@ def _without_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def serve(pipe: connection.Connection, place: Place, own: Recipe) -> None:
-    """What a worker process does: makes the portions it is given until there are no more."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, _stop)
-    import torch
-
-    torch.set_num_threads(place.threads or max(1, cores() // place.workers))
-    worker = Worker(place)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            pipe.send(None)
-            recipe, tasks, recorded = pipe.recv()
-            try:
-                if recipe == own:
-                    worker.engine(recipe)
-                for outcome in worker.settle(recipe, tasks, recorded, pipe.send):
-                    pipe.send(outcome)
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                raise
-            except UserError as error:
-                pipe.send(error)
-            except Exception as error:  # a fault of ours: told as one, where it can be seen
-                pipe.send(RuntimeError(f"in a worker: {type(error).__name__}: {one_line(error)}"))
-
-
-def _end_with_parent() -> None:
-    """Leave nothing behind that works on when the parent was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
