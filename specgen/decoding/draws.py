@@ -12,6 +12,7 @@ from specgen.decoding.lane import Lane, Where
 from specgen.decoding.lossy import Lenient
 from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
 from specgen.decoding.sampling import Sampling, perturbed_argmax, process
+from specgen.lm.upload import upload
 from specgen.patterns import Coord
 
 
@@ -131,7 +132,9 @@ class Draws:
             return logits.argmax(dim=-1)
         logits = process(logits, self._sampling)
         if self._tau is not None:
-            logits = logits / self._tau[[c.k for _, _, c in where]][:, None]
+            logits = (
+                logits / self._tau[upload([c.k for _, _, c in where], self._tau.device)][:, None]
+            )
         private = [i for i, (r, _, c) in enumerate(where) if self._by_textbook(r, c)]
         if not private:
             return perturbed_argmax(logits, self._at(Purpose.TOKEN, where))
@@ -144,6 +147,36 @@ class Draws:
         if shared:
             noise[shared] = self._at(Purpose.TOKEN, [where[i] for i in shared]).to(noise.dtype)
         return perturbed_argmax(logits, noise)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether every guess is drawn with its coordinate's own noise, or none (`column`)."""
+        return self._sampling.greedy or Purpose.DRAFT not in self._fields
+
+    def noise_places(self, where: Where) -> list[int]:
+        """Where the shared noise of coordinates lies, for `column`."""
+        if self._sampling.greedy:
+            return [0] * len(where)
+        slots = [self._slot[r] for r, _, _ in where]
+        return self._fields[Purpose.TOKEN].places(slots, [c for _, _, c in where])
+
+    def column(self, logits: Tensor, places: Tensor) -> Tensor:
+        """`guess` for whole columns, as a function of tensors alone.
+
+        Args:
+            logits: `[B, K, card]` guided logits of the drafter.
+            places: `[B, K]` from `noise_places`.
+
+        Returns:
+            `[B, K]` tokens.
+        """
+        if self._sampling.greedy:
+            return logits.argmax(dim=-1)
+        logits = process(logits, self._sampling)
+        if self._tau is not None:
+            logits = logits / self._tau[:, None]
+        noise = self._fields[Purpose.TOKEN].flat[places.flatten()]
+        return perturbed_argmax(logits, noise.view(logits.shape))
 
     def _private(self, where: Where) -> Tensor:
         """Noise of guesses for the textbook test: `[M, card]`."""

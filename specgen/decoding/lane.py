@@ -6,11 +6,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from specgen.lm.graphs import Recordings
+from specgen.lm.upload import upload
 from specgen.patterns import Coord, Pattern, PatternSpec
 
 MAX_BLOCK = 50  # columns of a pass; what a cache must hold beyond the longest sequence
@@ -45,6 +47,23 @@ class Scorer(Protocol):
         """Let row `target` be what row `source` is."""
 
 
+@runtime_checkable
+class Recordable(Protocol):
+    """What a `Scorer` has besides where calls can be recorded (`specgen.lm.graphs`)."""
+
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def recordings(self) -> Recordings | None:
+        """Where, or None where it does not pay."""
+
+    def positions(self, starts: Sequence[int]) -> Sequence[int]:
+        """Where each row's columns lie in the cache."""
+
+    def columns(self, tokens: Tensor, starts: Tensor, places: Tensor, reach: int) -> Tensor:
+        """`feed` and `logits` of one whole column a row: `[B, K, card]`."""
+
+
 @dataclass(frozen=True)
 class Role:
     """A model and the pattern it was trained in."""
@@ -64,10 +83,11 @@ class Lane:
     """
 
     def __init__(self, role: Role, rows: int) -> None:
-        self._scorer, self._pattern = role.scorer, role.pattern
+        self.scorer, self._pattern = role.scorer, role.pattern
         self.codebooks, self.card = role.pattern.codebooks, role.scorer.card
         self.device = role.scorer.device
-        shape = (rows, self.codebooks, role.scorer.capacity)
+        # The last column is nobody's: what a recorded draft draws in vain is written there.
+        shape = (rows, self.codebooks, role.scorer.capacity + 1)
         self._sequence = torch.full(shape, self.card, device=self.device)
         self.patterns: list[Pattern] = [role.pattern.of(1)] * rows
         self.known, self.fed, self.last = [0] * rows, [0] * rows, [0] * rows
@@ -94,7 +114,7 @@ class Lane:
 
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""
-        self._scorer.move(source, target)
+        self.scorer.move(source, target)
         self._sequence[target] = self._sequence[source]
         for values in self._state:
             values[target] = values[source]
@@ -109,6 +129,11 @@ class Lane:
     def _state(self) -> tuple[list[Any], ...]:
         state = (self.patterns, self.known, self.fed, self.last)
         return (*state, self._given, self._final, self._finished, self._whole)
+
+    @property
+    def whole_columns(self) -> bool:
+        """Whether most steps hold a token of every codebook."""
+        return self._pattern.kind in ("delay", "parallel")
 
     def step_of(self, row: int, coord: Coord) -> int:
         return self.patterns[row].step_of[coord.k][coord.t]
@@ -156,6 +181,13 @@ class Lane:
         Returns:
             The hidden states of the block and each row's first column.
         """
+        starts, size = self.ahead(rows, upto)
+        return self.run(starts, size), starts
+
+    def ahead(
+        self, rows: Sequence[int], upto: Mapping[int, int] | None = None
+    ) -> tuple[list[int], int]:
+        """What `feed` is about to feed, counted as fed: each row's first column, and how many."""
         # A row that rides along keeps its last settled column for its own turn: what that column
         # predicts is read from the pass that feeds it.
         ends = list(self.known)
@@ -166,35 +198,49 @@ class Lane:
             missing = {r: ends[r] - starts[r] for r in rows}
             size = max(missing.values())
             # A given start is fed in parts first, so that no row that rides along runs out of room.
-            most = max(MAX_BLOCK, min(_PART, self._scorer.capacity - max(starts)))
+            most = max(MAX_BLOCK, min(_PART, self.scorer.capacity - max(starts)))
             if size <= most:
                 break
             part = min(most, size - MAX_BLOCK)
-            self._pass(starts, part)
+            self.run(starts, part)
             for r in rows:
                 self.fed[r] += max(0, min(part, missing[r] - MAX_BLOCK))
-        hidden = self._pass(starts, size)
         self.fed = [max(s, min(s + size, e)) for s, e in zip(starts, ends, strict=True)]
-        return hidden, starts
+        return starts, size
 
-    def _pass(self, starts: list[int], size: int) -> Tensor:
+    def run(self, starts: list[int], size: int) -> Tensor:
         """Run `size` columns of every row from its start on."""
         if min(starts) == max(starts):
             block = self._sequence[..., starts[0] : starts[0] + size]
         else:
-            first = torch.tensor(starts, device=self.device)
-            index = first[:, None, None] + torch.arange(size, device=self.device)
-            block = self._sequence.gather(2, index.expand(-1, self.codebooks, -1))
-        return self._scorer.feed(block, starts)
+            block = self.columns(upload(starts, self.device), size)
+        return self.scorer.feed(block, starts)
+
+    def columns(self, starts: Tensor, size: int) -> Tensor:
+        """`[B, K, size]` tokens of the columns from `starts` `[B]` on."""
+        index = starts[:, None, None] + torch.arange(size, device=self.device)
+        return self._sequence.gather(2, index.expand(-1, self.codebooks, -1))
+
+    def cell(self, row: int, coord: Coord | None, k: int) -> int:
+        """Where a token lies in `flat`; without a coordinate, a place of codebook `k` that nobody
+        reads."""
+        width = self._sequence.shape[2]
+        step = width - 1 if coord is None else self.step_of(row, coord)
+        return (row * self.codebooks + k) * width + step
+
+    @property
+    def flat(self) -> Tensor:
+        """All tokens of all rows, in one line (the same memory)."""
+        return self._sequence.view(-1)
 
     def logits(self, hidden: Tensor, where: Where) -> Tensor:
         """`[M, card]` logits of coordinates, read at their predicting columns."""
         rows, places, coords = zip(*where, strict=True)
-        return self._scorer.logits(hidden, rows, places, [c.k for c in coords])
+        return self.scorer.logits(hidden, rows, places, [c.k for c in coords])
 
     def _index(self, where: Where) -> tuple[Tensor, Tensor, Tensor]:
         places = [(r, c.k, self.step_of(r, c)) for r, _, c in where]
-        index = torch.tensor(places, device=self.device).T
+        index = upload(places, self.device).T
         return index[0], index[1], index[2]
 
     def put(self, where: Where, tokens: Tensor) -> None:

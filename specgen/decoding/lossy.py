@@ -14,6 +14,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from specgen.lm.upload import upload
+
 
 class Kind(StrEnum):
     """What makes a guess good enough.
@@ -108,6 +110,6 @@ class Lenient:
             least = torch.clamp(e**0.5 * torch.exp(-entropy), max=e)
             return p.gather(-1, guesses[:, None])[:, 0] > least
         vectors = self._vectors.to(guesses.device)
-        book = torch.tensor(list(codebooks), device=guesses.device)
+        book = upload(codebooks, guesses.device)
         cosine = (vectors[book, guesses] * vectors[book, tokens]).sum(dim=-1)
         return (guesses == tokens) | (cosine >= e)

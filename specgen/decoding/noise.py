@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specgen.lm.upload import upload
+
 _WORDS = 4  # 64-bit words that one Philox-4x64 counter value yields
 _FRAMES = 64  # frames made at a time
 
@@ -105,11 +107,13 @@ class NoiseField:
             for k in range(self._codebooks)
         ]
         whole = torch.from_numpy(np.stack(parts, axis=1)).flatten(0, 1)  # [frames * K, card]
-        self._field[block].copy_(whole)
+        if self._field.is_cuda:
+            whole = whole.pin_memory()  # so that the copy is queued, and nobody waits
+        self._field[block].copy_(whole, non_blocking=True)
         self._made.add(block)
 
-    def at(self, slots: Sequence[int], coords: Sequence[tuple[int, int]]) -> Tensor:
-        """Noise of M coordinates (t, k), each of its slot: `[M, card]` float32."""
+    def places(self, slots: Sequence[int], coords: Sequence[tuple[int, int]]) -> list[int]:
+        """Where the noise of coordinates (t, k), each of its slot, lies in `flat`."""
         size = _FRAMES * self._codebooks
         index = []
         for slot, (t, k) in zip(slots, coords, strict=True):
@@ -117,10 +121,19 @@ class NoiseField:
             if block not in self._made:
                 self._make(block)
             index.append(block * size + (t % _FRAMES) * self._codebooks + k)
-        flat = self._field.flatten(0, 1)
+        return index
+
+    @property
+    def flat(self) -> Tensor:
+        """All noise, `[places, card]` float32; good only where `places` has pointed."""
+        return self._field.flatten(0, 1)
+
+    def at(self, slots: Sequence[int], coords: Sequence[tuple[int, int]]) -> Tensor:
+        """Noise of M coordinates: `[M, card]` float32."""
+        index, flat = self.places(slots, coords), self.flat
         if index[-1] - index[0] == len(index) - 1 and index == list(range(index[0], index[-1] + 1)):
             return flat[index[0] : index[-1] + 1]  # neighbours (all of flatten, row alone): a view
-        return flat[torch.tensor(index, device=flat.device)]
+        return flat[upload(index, flat.device)]
 
 
 def acceptance_uniforms(seed: int, frames: int, codebooks: int, origin: int = 0) -> Tensor:

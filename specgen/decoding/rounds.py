@@ -10,11 +10,9 @@ draft; token values stay on the device. So a draft needs no synchronisation, and
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from specgen.decoding.acceptance import Rule
@@ -22,8 +20,11 @@ from specgen.decoding.draft_length import MAX_STEPS, AutoLength, Costs, FixedLen
 from specgen.decoding.draws import Draws
 from specgen.decoding.lane import Lane, Role
 from specgen.decoding.lossy import Lenient
+from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
+from specgen.decoding.stopwatch import Stopwatch
+from specgen.lm.upload import upload
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Batch:
             record=margins,
         )
         self._draws.lenient = drafting.lenient
+        self._recorded = RecordedDraft.of(self.lead, self.follow, self._draws)
         self._costs = Costs()
         self.index: list[int] = []
         self.origin: list[int] = []
@@ -184,21 +186,22 @@ class Batch:
         """One draft and one verifier pass for every row."""
         lead, follow = self.lead, self.follow
         rows = range(len(self.index))
-        began = time.perf_counter()
+        watch = Stopwatch(lead.device)
         ahead = [length.choose() if follow is not None else 0 for length in self._lengths]
         ends = {r: min(lead.known[r] + ahead[r], lead.last[r]) for r in rows}
         before = [row.drafter_steps for row in self.stats]
         passes = 0
         if follow is not None and any(ahead):
-            passes = _draft(lead, follow, self._draws, ends, self.stats)
-        middle = time.perf_counter()
+            passes = _draft(lead, follow, self._draws, self._recorded, ends, self.stats)
+        watch.mark()
         judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)
         if self._clocked:
+            drafting, verifying = watch.laps()
             self._costs.clock(
                 draft_steps=passes,
-                draft_seconds=middle - began,
+                draft_seconds=drafting,
                 columns=columns,
-                verify_seconds=time.perf_counter() - middle,
+                verify_seconds=verifying,
             )
         for r in rows:
             self._lengths[r].observe(
@@ -210,7 +213,12 @@ class Batch:
 
 
 def _draft(
-    lead: Lane, follow: Lane, draws: Draws, ends: dict[int, int], stats: list[DecodeStats]
+    lead: Lane,
+    follow: Lane,
+    draws: Draws,
+    recorded: RecordedDraft | None,
+    ends: dict[int, int],
+    stats: list[DecodeStats],
 ) -> int:
     """Guess every open coordinate of the verifier's steps up to `ends`; returns drafter passes."""
     goals = {r: follow.step_reaching(r, lead, end) for r, end in ends.items()}
@@ -221,7 +229,7 @@ def _draft(
         open_rows = [r for r, goal in goals.items() if follow.known[r] < goal]
         if not open_rows:
             return passes
-        hidden, starts = follow.feed(open_rows)
+        starts, size = follow.ahead(open_rows)
         passes += 1
         where = [
             (r, follow.known[r] - starts[r], coord)
@@ -229,10 +237,11 @@ def _draft(
             for coord in follow.patterns[r].layout[follow.known[r] + 1]
             if not lead.holds(r, coord)
         ]
-        logits = follow.logits(hidden, where)
-        guesses = draws.guess(logits, where)
-        follow.put(where, guesses)
-        lead.put(where, guesses)
+        if recorded is None or not recorded.step(starts, size, where):
+            logits = follow.logits(follow.run(starts, size), where)
+            guesses = draws.guess(logits, where)
+            follow.put(where, guesses)
+            lead.put(where, guesses)
         for r in open_rows:
             follow.known[r] += 1
             stats[r].drafter_steps += 1
@@ -299,7 +308,7 @@ def _verify(
             follow.rewind(r, min(rewind))
             if draws.forgetful:
                 follow.forget(r, lead)
-    pick = torch.tensor(keep, device=tokens.device)
+    pick = upload(keep, tokens.device)
     kept = [where[i] for i in keep]
     lead.put(kept, tokens[pick])
     if follow is not None:

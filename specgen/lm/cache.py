@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specgen.lm.config import LMConfig
+from specgen.lm.upload import upload
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Span:
     """Where a block of n new positions lies, for each of N rows; shared by all layers of a pass.
 
     Attributes:
-        starts: first new position of each row.
+        starts: first new position of each row, where `index` does not tell.
         size: n.
         reach: positions `[0, reach)` of the cache that this pass reads.
         index: `[N, n]` positions, or None when all rows start together (then slices serve).
@@ -43,16 +44,24 @@ class Span:
         together = min(starts) == max(starts)
         if together and size == 1 and (past is None or reach <= past + 1):
             return cls(starts, size, reach, None, None)
-        first = torch.tensor(starts[:1] if together else starts, device=device)
-        index = first[:, None] + torch.arange(size, device=device)  # [1 or N, n]
-        ahead = torch.arange(reach, device=device) - index[..., None]  # [1 or N, n, reach]
-        hidden = ahead > 0 if past is None else (ahead > 0) | (ahead < -past)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(
-            hidden, -torch.inf
-        )
+        first = upload(starts[:1] if together else starts, device)
+        span = cls.at(first, size, reach, dtype, past)
         if together:
-            return cls(starts, size, reach, None, mask[0])
-        return cls(starts, size, reach, index, mask[:, None])
+            assert span.mask is not None
+            return cls(starts, size, reach, None, span.mask[0, 0])
+        return span
+
+    @classmethod
+    def at(
+        cls, starts: Tensor, size: int, reach: int, dtype: torch.dtype, past: int | None = None
+    ) -> Span:
+        """A block behind `starts` `[N]`, which may lie anywhere as long as it ends by `reach`."""
+        device = starts.device
+        index = starts[:, None] + torch.arange(size, device=device)  # [N, n]
+        ahead = torch.arange(reach, device=device) - index[..., None]  # [N, n, reach]
+        hidden = ahead > 0 if past is None else (ahead > 0) | (ahead < -past)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        return cls((), size, reach, index, mask.masked_fill_(hidden, -torch.inf)[:, None])
 
     def positions(self, device: torch.device) -> Tensor:
         """`[1 or N, n]` absolute positions."""

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
+from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
 from specgen.lm.quantized import QuantizedLinear
 from specgen.lm.step import Stepper
 from specgen.lm.transformer import CrossMemory, Transformer
+from specgen.lm.upload import upload
 
 
 class MusicLM(nn.Module):
@@ -156,6 +158,19 @@ class LMSession:
         total, before = rows * self._doubled, 0 if prefix is None else prefix.shape[1]
         self.cache = KVCache(model.config, total, before + capacity, model.device, model.dtype)
         self._run = Stepper(model.transformer, self.memory, self.cache)
+        record = recorder(model.device)
+        self.recordings: Recordings | None = None
+        self._graphs: GraphedPass | None = None
+        if record is not None:
+            self.recordings = Recordings(record)
+            self._graphs = GraphedPass(
+                self._pass_anywhere,
+                self.recordings,
+                codebooks=model.config.codebooks,
+                special=model.config.card,
+                capacity=self.cache.capacity,
+                device=model.device,
+            )
         self._null = null
         self._before = [0] * rows  # positions that each row's prefix takes
         if prefix is not None:
@@ -201,6 +216,8 @@ class LMSession:
             held[at] = given[0]
         if memory.mask is None and fresh.mask is not None:
             memory.mask = fresh.mask.new_zeros(self.rows * self._doubled, *fresh.mask.shape[1:])
+            if self.recordings is not None:
+                self.recordings.forget()  # they were recorded without a mask
         if memory.mask is not None:
             memory.mask[at] = 0 if fresh.mask is None else fresh.mask[0]
 
@@ -248,16 +265,52 @@ class LMSession:
                 forgotten.
 
         Returns:
-            `[N', n, dim]` hidden states for `logits`.
+            `[N', n', dim]` hidden states for `logits`, n' >= n; good until the next call.
         """
-        model = self.model
-        places = tuple(map(add, starts, self._before))
-        if self._doubled == 2:
-            tokens = tokens.repeat_interleave(2, dim=0)
-            places = tuple(place for place in places for _ in range(2))
+        model, d = self.model, self._doubled
+        places = self.positions(starts)
+        if self._graphs is not None:
+            return self._graphs(tokens, places)
+        places = tuple(place for place in places for _ in range(d))
         past = model.config.past_context
         span = Span.of(places, tokens.shape[-1], model.device, model.dtype, past)
-        return model.finish(self._run(model.embed(tokens), span))
+        return self._pass(tokens, span)
+
+    def positions(self, starts: Sequence[int]) -> tuple[int, ...]:
+        """Where columns lie in the cache: behind each row's prefix."""
+        return tuple(map(add, starts, self._before))
+
+    @torch.inference_mode()
+    def columns(self, tokens: Tensor, starts: Tensor, places: Tensor, reach: int) -> Tensor:
+        """`feed` and `logits` of one whole column a row, as one function of tensors.
+
+        Args:
+            tokens: `[B', K, n]`.
+            starts: `[B']` position of each row's first column in the cache (see `positions`).
+            places: `[B']` place in the block of the column whose prediction is wanted.
+            reach: positions that the pass reads, at least the last start + n.
+
+        Returns:
+            `[B', K, card]` guided logits.
+        """
+        hidden = self._pass_anywhere(tokens, starts, reach)
+        picked = hidden.gather(
+            1, places.repeat_interleave(self._doubled)[:, None, None].expand(-1, 1, hidden.shape[2])
+        )
+        out = self.model.all_heads(picked[:, 0])
+        return self._guide(out.view(-1, self._doubled, *out.shape[1:]).transpose(0, 1))
+
+    def _pass_anywhere(self, tokens: Tensor, starts: Tensor, reach: int) -> Tensor:
+        """A pass that knows where its columns lie from `starts` `[B]` on the device alone."""
+        model, config = self.model, self.model.config
+        starts = starts.repeat_interleave(self._doubled)
+        span = Span.at(starts, tokens.shape[-1], reach, model.dtype, config.past_context)
+        return self._pass(tokens, span)
+
+    def _pass(self, tokens: Tensor, span: Span) -> Tensor:
+        if self._doubled == 2:
+            tokens = tokens.repeat_interleave(2, dim=0)
+        return self.model.finish(self._run(self.model.embed(tokens), span))
 
     @torch.inference_mode()
     def logits(
@@ -291,6 +344,10 @@ class LMSession:
             for k in set(codebooks):
                 at = _regular([i for i, c in enumerate(codebooks) if c == k], hidden.device)
                 out[:, at] = model.head(picked[:, at], k)
+        return self._guide(out)
+
+    def _guide(self, out: Tensor) -> Tensor:
+        """Guided logits in float32 (float64 stays) from those of both halves, `[1 or 2, ...]`."""
         out = out if out.dtype == torch.float64 else out.float()
         if self.guidance is None:
             return out[0]
@@ -302,7 +359,7 @@ def _regular(index: Sequence[int], device: torch.device) -> slice | Tensor:
     step = index[1] - index[0] if len(index) > 1 else 1
     if step > 0 and list(index) == list(range(index[0], index[-1] + 1, step)):
         return slice(index[0], index[-1] + 1, step)
-    return torch.tensor(index, device=device)
+    return upload(index, device)
 
 
 def _stack(

@@ -89,7 +89,8 @@ class Stepper:
         self, transformer: Transformer, memory: CrossMemory | None, cache: KVCache
     ) -> None:
         self.config = transformer.config
-        self._transformer, self._memory, self._cache = transformer, memory, cache
+        self._memory, self._cache = memory, cache
+        self._tables = transformer.position_tables(cache.capacity)
         self._layers = [
             Layer.of(b, transformer.compiled) for b in transformer.blocks if isinstance(b, Block)
         ]
@@ -106,8 +107,7 @@ class Stepper:
         """
         N, n, dim = columns.shape
         positions = span.positions(columns.device)
-        codes = self._transformer.position_codes(positions, self._cache.capacity, columns.dtype)
-        added, turn = codes
+        added, turn = self._tables.at(positions, columns.dtype)
         x = (columns if added is None else columns + added).view(N * n, dim)
         first = self.config.norm_first
         for index, layer in enumerate(self._layers):

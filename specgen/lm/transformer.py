@@ -49,11 +49,10 @@ def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype
 
 
 def rotations(positions: Tensor, head_dim: int, max_period: float, scale: float) -> Tensor:
-    """RoPE's rotations (Su et al. 2021) at `positions` `[N, n]`: `[N, n, 1, head_dim / 2]`."""
+    """RoPE's rotations (Su et al. 2021) at `positions` `[...]`: `[..., head_dim / 2]` complex."""
     power = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angle = positions.float()[..., None] / (max_period**power)
-    turn = torch.polar(torch.ones_like(angle), angle) * scale + (1.0 - scale)
-    return turn[:, :, None]
+    return torch.polar(torch.ones_like(angle), angle) * scale + (1.0 - scale)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
@@ -205,6 +204,25 @@ class Block(nn.Module):
         return x
 
 
+@dataclass(frozen=True)
+class PositionTables:
+    """What position codes add to the input (`[reach, dim]`) and turn queries and keys by
+    (`[reach, head_dim / 2]`), by position; None where a model has no such code."""
+
+    sines: Tensor | None
+    turns: Tensor | None
+    reach: int
+    device: torch.device
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """For `positions` `[N, n]`, all below `reach`: `[N, n, dim]` of `dtype` and
+        `[N, n, 1, head_dim / 2]` complex, or None each."""
+        return (
+            self.sines[positions].to(dtype) if self.sines is not None else None,
+            self.turns[positions][:, :, None] if self.turns is not None else None,
+        )
+
+
 class Transformer(nn.Module):
     """The stack of blocks, with its position code."""
 
@@ -213,7 +231,7 @@ class Transformer(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.compiled = False  # whether decoding compiles its leaves (specgen.lm.compiled)
-        self._codes: tuple[Tensor | None, Tensor | None] = (None, None)  # sinusoids, rotations
+        self._tables: PositionTables | None = None
 
     def memory(
         self, condition: Tensor, mask: Tensor | None = None, *, fold: bool = False
@@ -244,37 +262,27 @@ class Transformer(nn.Module):
             added = added.masked_fill_(~mask, -torch.inf)[:, None, None]  # serves folded scores too
         return CrossMemory([k for k, _ in pairs], [v for _, v in pairs], added, fold)
 
-    def position_codes(
-        self, positions: Tensor, capacity: int, dtype: torch.dtype
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What the position codes add to the input and turn the queries by, read off tables.
-
-        Args:
-            positions: `[N, n]`, all below `capacity`.
-
-        Returns:
-            `[N, n, dim]` of `dtype` and `[N, n, 1, head_dim / 2]` complex, or None each.
-        """
-        config = self.config
-        sines, turns = self._codes
-        known = sines if sines is not None else turns
-        if known is None or known.shape[0] < capacity or known.device != positions.device:
+    def position_tables(self, capacity: int) -> PositionTables:
+        """What the position codes are read off, for positions below `capacity`."""
+        config, device = self.config, self.device
+        known = self._tables
+        if known is None or known.reach < capacity or known.device != device:
             # Outside inference mode, so that the tables of a model that has decoded can train too.
             with torch.inference_mode(False):
-                every = torch.arange(max(capacity, 64), device=positions.device)
+                every = torch.arange(max(capacity, 64), device=device)
+                sines = turns = None
                 if config.positions in ("sin", "sin_rope"):
                     table = sinusoids(every, config.dim, config.max_period, torch.float32)
                     sines = table * config.positional_scale
                 if config.positions in ("rope", "sin_rope"):
                     scale = config.positional_scale
-                    turns = rotations(every[None], config.head_dim, config.max_period, scale)[
-                        0, :, 0
-                    ]
-                self._codes = (sines, turns)
-        return (
-            sines[positions].to(dtype) if sines is not None else None,
-            turns[positions][:, :, None] if turns is not None else None,
-        )
+                    turns = rotations(every, config.head_dim, config.max_period, scale)
+                known = self._tables = PositionTables(sines, turns, len(every), device)
+        return known
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def forward(self, x: Tensor, memory: CrossMemory | None) -> Tensor:
         """Run whole sequences.
@@ -287,7 +295,7 @@ class Transformer(nn.Module):
             `[N, n, dim]`.
         """
         positions = torch.arange(x.shape[1], device=x.device)[None]
-        added, turn = self.position_codes(positions, x.shape[1], x.dtype)
+        added, turn = self.position_tables(x.shape[1]).at(positions, x.dtype)
         if added is not None:
             x = x + added
         for layer, block in enumerate(self.blocks):

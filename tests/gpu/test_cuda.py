@@ -6,6 +6,7 @@ SPECGEN_TEST_DEVICE=cpu all do.
 
 import copy
 import os
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from specgen.decoding.loop import Drafting, capacity, decode
 from specgen.decoding.noise import NoiseField, Purpose
 from specgen.decoding.sampling import Sampling
 from specgen.lm.config import LMConfig
+from specgen.lm.graphs import SWITCH
 from specgen.lm.model import LMSession, MusicLM
 from specgen.patterns import PatternSpec
 
@@ -23,6 +25,7 @@ DEVICE = os.environ.get("SPECGEN_TEST_DEVICE", "cuda" if CUDA else "cpu")
 needs_card = pytest.mark.skipif(
     not CUDA and "SPECGEN_TEST_DEVICE" not in os.environ, reason="needs a CUDA device"
 )
+only_card = pytest.mark.skipif(not CUDA, reason="looks into CUDA itself")
 
 FLATTEN, DELAY = PatternSpec("flatten", 4), PatternSpec("delay", 4)
 FRAMES = [40, 23, 31]
@@ -104,3 +107,62 @@ def test_sixteen_bit_mostly_agrees(dtype: torch.dtype) -> None:
     alone = run(verifier, None, DEVICE)
     drafted = run(verifier, drafter, DEVICE)
     assert all(torch.equal(a[:, :3], b[:, :3]) for a, b in zip(alone, drafted, strict=True))
+
+
+@only_card
+@pytest.mark.parametrize("pattern", [FLATTEN, DELAY], ids=["flatten", "delay"])
+@pytest.mark.parametrize("drafted", [True, False], ids=["drafted", "alone"])
+def test_graphs_change_nothing(
+    pattern: PatternSpec, drafted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = model(0, torch.float64)
+    drafter = model(1, torch.float64) if drafted else None
+    captures: list[int] = []
+    begin = torch.cuda.CUDAGraph.capture_begin
+
+    def counted(self: torch.cuda.CUDAGraph, *args: object, **options: object) -> None:
+        captures.append(1)
+        begin(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", counted)
+    found = {}
+    for switch in ("on", "dry", "off"):
+        captures.clear()
+        monkeypatch.setenv(SWITCH, switch)
+        found[switch] = run(verifier, drafter, "cuda", verifier_pattern=pattern)
+        assert bool(captures) == (switch == "on")
+    for switch in ("dry", "off"):
+        assert all(torch.equal(a, b) for a, b in zip(found["on"], found[switch], strict=True))
+
+
+@only_card
+def test_a_draft_waits_for_nothing() -> None:
+    """One synchronisation a round: `torch.cuda.set_sync_debug_mode` raises at any other."""
+    verifier, drafter = model(0, torch.float32), model(1, torch.float32)
+    run(verifier, drafter, "cuda")  # what libraries set up at first
+    waits: list[str] = []
+    rounds = 0
+
+    def counted(values: torch.Tensor) -> list[object]:
+        nonlocal rounds
+        rounds += 1
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return tolist(values)  # the round's own
+        finally:
+            torch.cuda.set_sync_debug_mode("warn")
+
+    tolist = torch.Tensor.tolist
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", counted)
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                run(verifier, drafter, "cuda")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits = [str(one.message) for one in seen if "synchroniz" in str(one.message)]
+    assert rounds > 5
+    # What is copied when pieces enter and leave (conditions, sequences, codes) may wait.
+    assert len(waits) < rounds

@@ -13,7 +13,7 @@ from specgen.decoding.loop import capacity, decode
 from specgen.decoding.sampling import Sampling
 from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
-from specgen.lm.transformer import rotations, sinusoids
+from specgen.lm.transformer import PositionTables, rotations, sinusoids
 from specgen.patterns import PatternSpec
 from tests.peers import stand_ins
 
@@ -72,12 +72,12 @@ def give_both_the_same_positions(lm: MusicLM, theirs: object, length: int) -> No
         sines = sinusoids(every, config.dim, config.max_period, torch.float64)
         sines = sines * config.positional_scale
     if config.positions in ("rope", "sin_rope"):
-        turn = rotations(every[None], config.head_dim, config.max_period, 1.0)[0, :, 0]
+        turn = rotations(every, config.head_dim, config.max_period, 1.0)
         turns = turn.to(torch.complex128)
         rope = theirs.transformer.rope  # type: ignore[attr-defined]
         rope.dtype, rope.rotation = torch.float64, turns
         turns = turns * config.positional_scale + (1.0 - config.positional_scale)
-    lm.transformer._codes = (sines, turns)
+    lm.transformer._tables = PositionTables(sines, turns, length, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused attention", "einsum attention"])

@@ -28,7 +28,7 @@ from specgen.lm.chroma import ChromaConditioner, ChromaConfig, PrefixConditioner
 from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
 from specgen.lm.t5 import T5Conditioner
-from specgen.lm.transformer import rotations, sinusoids
+from specgen.lm.transformer import PositionTables, rotations, sinusoids
 from specgen.patterns import PatternSpec
 from tests.peers import stand_ins
 
@@ -186,10 +186,10 @@ def same_tables(lm: MusicLM, theirs: Any, length: int) -> None:
     if config.positions == "sin":
         sines = sinusoids(every, config.dim, config.max_period, torch.float64)
     else:
-        turn = rotations(every[None], config.head_dim, config.max_period, 1.0)[0, :, 0]
+        turn = rotations(every, config.head_dim, config.max_period, 1.0)
         turns = turn.to(torch.complex128)
         theirs.transformer.rope.dtype, theirs.transformer.rope.rotation = torch.float64, turns
-    lm.transformer._codes = (sines, turns)
+    lm.transformer._tables = PositionTables(sines, turns, length, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("positions", ["sin", "rope"])
