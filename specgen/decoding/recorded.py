@@ -36,9 +36,9 @@ class RecordedDraft:
     @classmethod
     def of(cls, lead: Lane, follow: Lane | None, draws: Draws) -> RecordedDraft | None:
         """None where steps are not recorded: on this device, under this rule, in this pattern."""
-        if follow is None or not draws.recordable or not isinstance(follow.scorer, Recordable):
+        if follow is None or not isinstance(follow.scorer, Recordable):
             return None
-        if follow.scorer.recordings is None or not follow.whole_columns:
+        if follow.scorer.recordings is None or not (follow.whole_columns and draws.recordable):
             return None
         return cls(lead, follow, draws, follow.scorer)
 
