@@ -345,7 +345,7 @@ def stale_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     real = Lane.logits
 
     def checked(lane: Lane, hidden: Tensor, where: Where) -> Tensor:
-        scorer = lane._scorer
+        scorer = lane.scorer
         assert isinstance(scorer, Recorder)
         for _, place, _ in where:
             reach = len(scorer.columns) - scorer.block + place + 1
