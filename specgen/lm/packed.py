@@ -48,7 +48,8 @@ class PackedLinear(nn.Module):
 
 
 class PackedHeads(nn.Module):
-    """The K heads, packed one by one, since a step often needs one alone.
+    """The K heads, packed one by one, since a flatten step needs one alone, and once more together,
+    since a delay step needs all, and one product costs little more than half of four.
 
     Args:
         heads: all in one.
@@ -66,6 +67,10 @@ class PackedHeads(nn.Module):
         biases = [None] * codebooks if heads.bias is None else heads.bias.chunk(codebooks)
         weights = heads.weight.chunk(codebooks)
         self.each = nn.ModuleList(map(layer, weights, biases))
+        self.together: PackedLinear | None = None
+        if layer is PackedLinear:
+            self.together = PackedLinear(heads.weight, heads.bias)
+            self.together.count = 0  # the same weights again
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Logits `[..., card]` of one codebook."""
@@ -73,6 +78,8 @@ class PackedHeads(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[..., K card]` of all."""
+        if self.together is not None:
+            return self.together(hidden)  # type: ignore[no-any-return]
         return torch.cat([head(hidden) for head in self.each], dim=-1)
 
 
