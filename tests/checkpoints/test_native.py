@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from specgen.checkpoints import native
 from specgen.checkpoints.native import CodecId, LMCheckpoint, load_lm, read_config, save_lm
+from specgen.checkpoints.plain import load_yaml
 from specgen.errors import UserError
 from specgen.lm.conditioning import WordEncoder, WordEncoderConfig
 from specgen.lm.config import LMConfig
@@ -163,3 +164,11 @@ def test_loading_imports_no_compiler() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("text", ["[" * 1_000_000, "{a: " * 300_000, "- " * 200_000])
+def test_yaml_nested_out_of_all_reason_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="not readable YAML"):
+        load_yaml(path)
