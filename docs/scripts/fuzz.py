@@ -5,7 +5,8 @@
 Each input is a good file with bytes flipped, cut out, doubled, swapped for awkward ones, or nothing
 but noise; some prompt files are rows with awkward ids alone. Whatever it is, the reader answers
 with rows, entries or a job, or refuses in one line (`UserError`), within seconds; no file name
-that comes of it leaves the folder, and no two rows of a file share one, whatever the case of its letters.
+that comes of it leaves the folder, and no two rows of a file share one, whatever the case of its
+letters.
 """
 
 import argparse

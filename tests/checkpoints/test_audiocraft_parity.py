@@ -269,7 +269,8 @@ def test_sinusoids_are_made_in_float32(exports: dict[str, tuple[Path, Any]]) -> 
     dim = model.lm.config.dim
     exact = transformer.create_sin_embedding(positions.view(1, -1, 1), dim)[0]
     theirs = transformer.create_sin_embedding(positions.view(1, -1, 1), dim, dtype=torch.bfloat16)
-    ours, _ = model.lm.transformer.position_codes(positions[None], 1500, torch.bfloat16)
+    tables = model.lm.transformer.position_tables(1500)
+    ours, _ = tables.at(positions[None], torch.bfloat16)
     assert ours is not None and ours.dtype == torch.bfloat16
     assert (ours[0].float() - exact).abs().max() < 0.005  # what rounding to 8 bits costs
     assert (theirs[0].float() - exact).abs().max() > 1.0
