@@ -17,8 +17,8 @@ def dense_state(model: MusicLM) -> dict[str, Tensor]:
     """
     state = dict(model.state_dict())
     for name, module in model.named_modules():
-        if not isinstance(module, PackedLinear):
-            continue
+        if not isinstance(module, PackedLinear) or name == "heads.together":
+            continue  # all heads together are those of `heads.each` once more
         weight = module.weight
         if module.count != weight.numel():
             raise ValueError(f"{name}: the bias of a packed product cannot be had back")
