@@ -1,6 +1,6 @@
 """A verifier with noise added to its weights: a control that the quality figures must catch.
 
-    python docs/scripts/noisy_verifier.py runs/noisy --noise 0.3
+    python docs/scripts/noisy_verifier.py runs/noisy --noise 0.2
     specgen compare embedded-flatten runs/noisy/preset.yaml --seeds 4 -d 4
 
 Every weight gets Gaussian noise of `--noise` times the standard deviation of its own matrix.
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="base-flatten")
-    parser.add_argument("--noise", type=float, default=0.3)
+    parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     checkpoint = load_lm(embedded_folder(args.model))
