@@ -337,7 +337,7 @@ def test_stretching_makes_attention_look_further_back() -> None:
 
     def score(back: int) -> torch.Tensor:
         places = torch.tensor([[0, back]])
-        turn = rotations(places, 16, 256.0, 1.0)
+        turn = rotations(places, 16, 256.0, 1.0)[:, :, None]
         x = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(1)).double()
         heads = rotate((x @ weight[:64].T).view(1, 2, 4, 16), turn)
         return (heads[0, 1, :2] * heads[0, 0, 2:]).sum(-1)
