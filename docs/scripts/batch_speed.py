@@ -61,8 +61,11 @@ def main() -> None:
         print(f"same tokens as one by one in one engine: {same} of {len(alone)}")
         if options.identity == "all":
             took, single = run([*command, "--batch", "1"], folder / "single")
-            same = sum(single[one] == files for one, files in batched.items())
+            apart = sorted(one for one, files in batched.items() if single[one] != files)
+            same = len(batched) - len(apart)
             print(f"same tokens and audio one by one: {same} of {len(batched)} ({took:.0f} s)")
+            tokens = [one for one in apart if single[one][0] != batched[one][0]]
+            print(f"  other audio: {apart}; other tokens: {tokens} (docs/scripts/near_ties.py)")
             assert len(batched) == options.rows
         assert same == (options.rows if options.identity == "all" else len(alone))
 
