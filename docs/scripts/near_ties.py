@@ -20,36 +20,27 @@ import torch
 
 import specgen
 from specgen.decoding.noise import NoiseField, Purpose
-from specgen.decoding.sampling import Sampling, process
+from specgen.decoding.sampling import Sampling
 from specgen.engine import Engine
+from specgen.evaluation.surprise import laws
 from specgen.sitting import Cast
 
-AT_ONCE = 512
 
-
-@torch.inference_mode()
 def others(engine: Engine, prompt: str, seed: int, codes: torch.Tensor) -> list[tuple[float, str]]:
     """The tokens of `[K, T]` that the verifier draws otherwise: how near it was, and where."""
     settings = engine.settings.sampling
     sampling = Sampling(settings.temperature, settings.top_k, settings.top_p)
     K, T = codes.shape
     role = Cast.of(engine.verifier, [prompt], T, settings.cfg).role
-    pattern = role.pattern.of(T)
-    sequence = pattern.build(codes[None], role.scorer.card)
-    hidden = role.scorer.feed(sequence[..., :-1].contiguous(), [0])
     noise = NoiseField(1, T, K, role.scorer.card, Purpose.TOKEN, role.scorer.device)
     noise.admit(0, seed)
-    where = [(s - 1, c) for s in range(1, pattern.steps) for c in pattern.layout[s]]
     found = []
-    for first in range(0, len(where), AT_ONCE):
-        places, coords = zip(*where[first : first + AT_ONCE], strict=True)
-        rows, books = [0] * len(places), [c.k for c in coords]
-        scores = process(role.scorer.logits(hidden, rows, places, books), sampling)
-        scores = scores + noise.at(rows, coords)
-        held = codes[books, [c.t for c in coords]]
+    for rows, ks, ts, law in laws(role, codes[None], sampling):
+        scores = law + noise.at(rows, list(zip(ts, ks, strict=True)))
+        held = codes[list(ks), list(ts)]
         gap = scores.amax(dim=-1) - scores.gather(-1, held[:, None])[:, 0]
         for i in gap.nonzero()[:, 0].tolist():
-            found.append((float(gap[i]), f"frame {coords[i].t}, k{coords[i].k + 1}"))
+            found.append((float(gap[i]), f"frame {ts[i]}, k{ks[i] + 1}"))
     return found
 
 

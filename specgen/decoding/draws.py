@@ -112,8 +112,10 @@ class Draws:
 
     def _at(self, purpose: Purpose, where: Where) -> Tensor:
         """Noise of coordinates, `[M, card]`."""
-        slots = [self._slot[r] for r, _, _ in where]
-        return self._fields[purpose].at(slots, [c for _, _, c in where])
+        return self._fields[purpose].at(*self._noise_of(where))
+
+    def _noise_of(self, where: Where) -> tuple[list[int], list[Coord]]:
+        return [self._slot[r] for r, _, _ in where], [c for _, _, c in where]
 
     def _by_textbook(self, row: int, coord: Coord) -> bool:
         return self._textbook[self._slot[row]][coord.k]
@@ -130,11 +132,8 @@ class Draws:
         """
         if self._sampling.greedy:
             return logits.argmax(dim=-1)
-        logits = process(logits, self._sampling)
-        if self._tau is not None:
-            logits = (
-                logits / self._tau[upload([c.k for _, _, c in where], self._tau.device)][:, None]
-            )
+        books = None if self._tau is None else upload([c.k for _, _, c in where], logits.device)
+        logits = self._drafting(logits, books)
         private = [i for i, (r, _, c) in enumerate(where) if self._by_textbook(r, c)]
         if not private:
             return perturbed_argmax(logits, self._at(Purpose.TOKEN, where))
@@ -157,8 +156,7 @@ class Draws:
         """Where the shared noise of coordinates lies, for `column`."""
         if self._sampling.greedy:
             return [0] * len(where)
-        slots = [self._slot[r] for r, _, _ in where]
-        return self._fields[Purpose.TOKEN].places(slots, [c for _, _, c in where])
+        return self._fields[Purpose.TOKEN].places(*self._noise_of(where))
 
     def column(self, logits: Tensor, places: Tensor) -> Tensor:
         """`guess` for whole columns, as a function of tensors alone.
@@ -172,11 +170,17 @@ class Draws:
         """
         if self._sampling.greedy:
             return logits.argmax(dim=-1)
-        logits = process(logits, self._sampling)
-        if self._tau is not None:
-            logits = logits / self._tau[:, None]
+        logits = self._drafting(logits)
         noise = self._fields[Purpose.TOKEN].flat[places.flatten()]
         return perturbed_argmax(logits, noise.view(logits.shape))
+
+    def _drafting(self, logits: Tensor, books: Tensor | None = None) -> Tensor:
+        """The law of guesses, from logits `[M, card]` of codebooks `books`, or of all
+        (`[..., K, card]`)."""
+        logits = process(logits, self._sampling)
+        if self._tau is None:
+            return logits
+        return logits / (self._tau if books is None else self._tau[books])[:, None]
 
     def _private(self, where: Where) -> Tensor:
         """Noise of guesses for the textbook test: `[M, card]`."""

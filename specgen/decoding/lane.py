@@ -170,24 +170,18 @@ class Lane:
             default=0,
         )
 
-    def feed(
+    def ahead(
         self, rows: Sequence[int], upto: Mapping[int, int] | None = None
-    ) -> tuple[Tensor, list[int]]:
-        """Feed each row's settled columns (or those up to `upto`) that the cache lacks.
+    ) -> tuple[list[int], int]:
+        """The block that feeds each row's settled columns (or those up to `upto`) that the cache
+        lacks; it counts as fed, and whoever asks must run it.
 
         Rows not named ride along: what they feed is either good, and then counted, or overwritten
         before it is read.
 
         Returns:
-            The hidden states of the block and each row's first column.
+            Each row's first column, and how many.
         """
-        starts, size = self.ahead(rows, upto)
-        return self.run(starts, size), starts
-
-    def ahead(
-        self, rows: Sequence[int], upto: Mapping[int, int] | None = None
-    ) -> tuple[list[int], int]:
-        """What `feed` is about to feed, counted as fed: each row's first column, and how many."""
         # A row that rides along keeps its last settled column for its own turn: what that column
         # predicts is read from the pass that feeds it.
         ends = list(self.known)
@@ -238,18 +232,16 @@ class Lane:
         rows, places, coords = zip(*where, strict=True)
         return self.scorer.logits(hidden, rows, places, [c.k for c in coords])
 
-    def _index(self, where: Where) -> tuple[Tensor, Tensor, Tensor]:
-        places = [(r, c.k, self.step_of(r, c)) for r, _, c in where]
-        index = upload(places, self.device).T
-        return index[0], index[1], index[2]
+    def _cells(self, where: Where) -> Tensor:
+        return upload([self.cell(r, c, c.k) for r, _, c in where], self.device)
 
     def put(self, where: Where, tokens: Tensor) -> None:
         """Write `[M]` tokens at their coordinates."""
-        self._sequence[self._index(where)] = tokens
+        self.flat[self._cells(where)] = tokens
 
     def get(self, where: Where) -> Tensor:
         """Read `[M]` tokens at their coordinates."""
-        return self._sequence[self._index(where)]
+        return self.flat[self._cells(where)]
 
     def commit(self, row: int, final: int) -> None:
         """Steps up to `final` are settled for good; the cache is good for the columns before it."""

@@ -259,7 +259,8 @@ def _verify(
         Steps judged and steps accepted of each row, and the columns of the pass.
     """
     rows = list(ends)
-    hidden, starts = lead.feed(rows, upto=ends)
+    starts, size = lead.ahead(rows, upto=ends)
+    hidden = lead.run(starts, size)
     where = [
         (r, step - starts[r], coord)
         for r in rows

@@ -10,7 +10,7 @@ the drafter likes. It sees biases of the likelihood only; the two-sample tests s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,30 +56,45 @@ class Scores:
         )
 
 
+Places = tuple[int, ...]
+
+
 @torch.inference_mode()
-def score(role: Role, codes: torch.Tensor, sampling: Sampling) -> Scores:
-    """Score clips with the verifier in one pass over each.
+def laws(
+    role: Role, codes: torch.Tensor, sampling: Sampling
+) -> Iterator[tuple[Places, Places, Places, torch.Tensor]]:
+    """What the verifier would draw every token of clips from, given the tokens before it; it reads
+    each clip in one pass.
 
     Args:
         role: the verifier, with the clips' conditions.
         codes: `[B, K, T]`.
         sampling: of the verifier, not greedy.
+
+    Yields:
+        Rows, codebooks and frames of M tokens, and `[M, card]` processed log-probabilities
+        (unnormalised).
     """
     scorer, pattern = role.scorer, role.pattern.of(codes.shape[-1])
     sequence = pattern.build(codes.to(scorer.device), scorer.card)
     hidden = scorer.feed(sequence[..., :-1].contiguous(), [0] * len(codes))
-    excess, variance = np.zeros((2, len(codes), codes.shape[1]))
-    outside = 0
     where = [
-        (r, step - 1, t, k)
+        (r, step - 1, k, t)
         for r in range(len(codes))
         for step in range(1, pattern.steps)
         for t, k in pattern.layout[step]
     ]
     for first in range(0, len(where), _AT_ONCE):
-        rows, places, ts, ks = zip(*where[first : first + _AT_ONCE], strict=True)
-        law = process(scorer.logits(hidden, rows, places, ks), sampling).double()
-        law = law.log_softmax(dim=-1)
+        rows, places, ks, ts = zip(*where[first : first + _AT_ONCE], strict=True)
+        yield rows, ks, ts, process(scorer.logits(hidden, rows, places, ks), sampling)
+
+
+def score(role: Role, codes: torch.Tensor, sampling: Sampling) -> Scores:
+    """Score clips with the verifier; arguments as for `laws`."""
+    excess, variance = np.zeros((2, len(codes), codes.shape[1]))
+    outside = 0
+    for rows, ks, ts, drawn_from in laws(role, codes, sampling):
+        law = drawn_from.double().log_softmax(dim=-1)
         p = law.exp()
         safe = law.where(p > 0, 0)
         entropy = -(p * safe).sum(dim=-1)
