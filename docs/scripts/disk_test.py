@@ -83,7 +83,7 @@ def disturbed(
     """Run a job and act once its first clip is there."""
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, **pipes)  # type: ignore[call-overload]
-    while not list((disk / "job").glob("*.json")) and process.poll() is None:
+    while not list((disk / "job").glob("[!.]*.json")) and process.poll() is None:
         time.sleep(0.02)
     act()
     _, told = process.communicate()

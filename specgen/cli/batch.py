@@ -85,8 +85,8 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
     shard = parse_shard(options.shard)
     folder = options.out if shard.count == 1 else options.out / shard.folder
 
+    from specgen.jobs.plan import Place
     from specgen.jobs.run import Job
-    from specgen.jobs.work import Place
 
     base = Path() if options.prompts == "-" else Path(options.prompts).parent
     job = Job(

@@ -34,12 +34,8 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another process works there, or the folder cannot be written.
     """
     path = folder / LOCK_NAME
-    try:
+    with usable(folder):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
-        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,14 +86,24 @@ def take(folder: Path, identity: dict[str, Any]) -> None:
     """Note whose the folder is.
 
     Raises:
-        UserError: it cannot be written.
+        OSError: it cannot be written.
+    """
+    with atomic(folder / JOB_NAME) as file:
+        file.write((json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Work on a folder before any clip is made; what cannot be done there ends the job.
+
+    Raises:
+        UserError: for any `OSError`, as when the folder is full, read-only, or gone meanwhile.
     """
     try:
-        with atomic(folder / JOB_NAME) as file:
-            file.write((json.dumps(identity, indent=1, ensure_ascii=False) + "\n").encode())
+        yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror}; choose another place with --out"
+            f"cannot write to {folder}: {error.strerror or error}; choose another place with --out"
         ) from None
 
 

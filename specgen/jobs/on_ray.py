@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from specgen.errors import UserError
 from specgen.jobs.manifest import Entry
 from specgen.jobs.options import Recipe
+from specgen.jobs.plan import Place, Task
 from specgen.jobs.rows import Row
-from specgen.jobs.work import Outcome, Place, Task, Worker
+from specgen.jobs.work import Outcome, Worker
 
 if TYPE_CHECKING:
     from specgen.jobs.run import Groups, Job, Outcomes, Watcher

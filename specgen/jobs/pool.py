@@ -24,9 +24,10 @@ from specgen import config
 from specgen.errors import UserError
 from specgen.jobs.manifest import Entry
 from specgen.jobs.options import Recipe
+from specgen.jobs.plan import Place, Task
 from specgen.jobs.run import expected_seconds, local
 from specgen.jobs.serving import serve
-from specgen.jobs.work import Outcome, Place, Task
+from specgen.jobs.work import Outcome
 
 if TYPE_CHECKING:
     from specgen.jobs.run import Groups, Job, Outcomes, Watcher

@@ -17,10 +17,11 @@ from specgen.jobs import folder as folders
 from specgen.jobs.manifest import NAME, Entry, Manifest
 from specgen.jobs.naming import Template
 from specgen.jobs.options import Recipe
+from specgen.jobs.plan import Place, Task
 from specgen.jobs.prompt_files import read_prompts
 from specgen.jobs.rows import BadRow, Row, name_key, rows_of, unsafe_name
 from specgen.jobs.shards import Shard
-from specgen.jobs.work import Outcome, Place, Task, Underway, Worker
+from specgen.jobs.work import Outcome, Underway, Worker
 
 IDENTITY_SCHEMA = 1
 
@@ -134,15 +135,14 @@ def run(job: Job, execute: Executor, watcher: Watcher) -> Summary:
             f"cannot make {folder}: {error.strerror}; choose another place with --out"
         ) from None
     with folders.locked(folder):
-        if not folders.belongs(folder, identity, overwrite=job.overwrite) and not job.overwrite:
-            _refuse_files(folder, tasks, job.place.kind)
-        folders.take(folder, identity)
-        folders.remove_left_overs(folder)
-        folders.gather_claims(folder)
-        try:
+        with folders.usable(folder):
+            taken = folders.belongs(folder, identity, overwrite=job.overwrite)
+            if not taken and not job.overwrite:
+                _refuse_files(folder, tasks, job.place.kind)
+            folders.take(folder, identity)
+            folders.remove_left_overs(folder)
+            folders.gather_claims(folder)
             manifest = Manifest(folder / NAME)
-        except OSError as error:
-            raise UserError(f"cannot open {folder / NAME}: {error.strerror or error}") from None
         summary = Summary(folder / NAME)
         asked = {task.row.id for task in tasks} | {row.id for row in bad}
         try:

@@ -30,7 +30,8 @@ def serve(pipe: Connection) -> None:
 
         import torch
 
-        from specgen.jobs.work import Worker, one_line
+        from specgen.errors import one_line
+        from specgen.jobs.work import Worker
 
         torch.set_num_threads(threads)
         worker = Worker(place)

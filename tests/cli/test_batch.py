@@ -17,6 +17,7 @@ import soundfile
 
 from specgen.audio import tokens_sha256
 from specgen.cli.app import run
+from specgen.jobs import folder
 from specgen.jobs.folder import locked
 from specgen.jobs.work import Worker
 
@@ -348,6 +349,25 @@ def test_the_folder_that_goes_away_is_noticed(
     assert run(job) == 1
     assert list(out.iterdir()) == []  # nothing is written below an empty mount point
     assert all("unmounted?" in line["error"] for line in lines(away))
+
+
+def test_a_folder_that_goes_away_before_the_first_clip_is_told_in_a_line(
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, real = tmp_path / "out", folder.take
+
+    def unmounted(path: Path, identity: dict[str, Any]) -> None:
+        real(path, identity)
+        out.rename(tmp_path / "away")
+
+    monkeypatch.setattr(folder, "take", unmounted)
+    assert run(job) == 2
+    err = capsys.readouterr().err
+    assert f"cannot write to {out}: No such file" in err and err.count("\n") == 1
+    assert not out.exists()
 
 
 def test_a_second_process_is_sent_away(

@@ -12,8 +12,9 @@ from specgen.jobs.folder import take
 from specgen.jobs.manifest import Entry, read
 from specgen.jobs.on_ray import Maker, decode, decode_outcome, encode, encode_outcome
 from specgen.jobs.options import Recipe
+from specgen.jobs.plan import Place, Task
 from specgen.jobs.rows import Row
-from specgen.jobs.work import Outcome, Place, Task
+from specgen.jobs.work import Outcome
 
 OPTIONS = {"duration": 0.3, "prompt_at": [[0.1, "an air"]]}
 ENTRY = Entry("x", "done", "f", "x.wav", "1", "2", "3", None, 1.0)

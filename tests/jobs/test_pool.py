@@ -16,10 +16,11 @@ from specgen.cli.app import run
 from specgen.config import load_preset
 from specgen.jobs.manifest import Entry, read
 from specgen.jobs.options import Recipe
+from specgen.jobs.plan import Place, Task
 from specgen.jobs.pool import Pool, Portion, cores, portions
 from specgen.jobs.rows import Row
 from specgen.jobs.run import Job
-from specgen.jobs.work import Outcome, Place, Task
+from specgen.jobs.work import Outcome
 
 ROWS = [
     *({"id": f"r{i}", "prompt": "a jig", "duration": 0.2 + 0.1 * (i % 4)} for i in range(10)),
