@@ -20,7 +20,12 @@ import torch
 import yaml
 from torch import nn
 
+from specgen.checkpoints.base import LMCheckpoint
+from specgen.lm.chroma import prepends
+from specgen.lm.model import LMSession
+
 WIDTH = 16  # of the tiny T5
+PROMPT = "slow jig on a fiddle"
 PROMPTS = ["slow jig", "a reel on the fiddle, in D", "x"]
 
 
@@ -260,6 +265,15 @@ def write_lm(builders: ModuleType, folder: Path, changes: dict[str, Any], seed: 
     return model
 
 
+def codec_cfg() -> dict[str, Any]:
+    """`CODEC_CFG` as a reader resolves it."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.create({k: v for k, v in CODEC_CFG.items() if k != "dora"})
+    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return resolved
+
+
 def write_codec(builders: ModuleType, folder: Path, seed: int = 0) -> Any:
     """audiocraft's own EnCodec, exported to `compression_state_dict.bin`."""
     from omegaconf import OmegaConf
@@ -362,3 +376,18 @@ def write_transformers(folder: Path, channels: int = 1, seed: int = 0, **decoder
     model.generation_config.max_length = 500
     model.eval().save_pretrained(folder)
     return model
+
+
+def session(model: LMCheckpoint, steps: int, guidance: float | None) -> LMSession:
+    """Our session of one row with `PROMPT`."""
+    condition, mask = model.conditioner.encode([PROMPT])
+    return LMSession(
+        model.lm,
+        rows=1,
+        capacity=steps,
+        condition=condition,
+        mask=mask,
+        null=model.conditioner.null(),
+        guidance=guidance,
+        prepend=prepends(model.conditioner),
+    )

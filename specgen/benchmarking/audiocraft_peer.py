@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specgen.benchmarking.dense import dense_state
+from specgen.checkpoints.audiocraft import BLOCK, SCALES
 from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec
 
@@ -143,39 +144,19 @@ def state_dict(model: MusicLM) -> dict[str, Tensor]:
     return out
 
 
-_RENAMED = {
-    "norm1": "norm1",
-    "norm2": "norm2",
-    "norm_cross": "norm_cross",
-    "up": "linear1",
-    "down": "linear2",
-    "attention.out": "self_attn.out_proj",
-    "attention.q_norm": "self_attn.q_layer_norm",
-    "attention.k_norm": "self_attn.k_layer_norm",
-    "cross.out": "cross_attention.out_proj",
-    "cross.q_norm": "cross_attention.q_layer_norm",
-    "cross.k_norm": "cross_attention.k_layer_norm",
-}
-
-
 def _layer(block: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for kind in ("weight", "bias"):
-        for ours, theirs in _RENAMED.items():
+        for ours, theirs in BLOCK.items():
             if f"{ours}.{kind}" in block:
-                out[f"{theirs}.{kind}"] = block[f"{ours}.{kind}"]
-        if f"attention.qkv.{kind}" in block:
-            out[f"self_attn.in_proj_{kind}"] = block[f"attention.qkv.{kind}"]
+                name = theirs + kind if theirs.endswith("_") else f"{theirs}.{kind}"
+                out[name] = block[f"{ours}.{kind}"]
         if f"cross.q.{kind}" in block:
             q, kv = block[f"cross.q.{kind}"], block[f"cross.kv.{kind}"]
             if kind == "weight":
                 kv = F.pad(kv, (0, dim - kv.shape[1]))
             out[f"cross_attention.in_proj_{kind}"] = torch.cat([q, kv])
-    for ours, theirs in (
-        ("scale1", "layer_scale_1"),
-        ("scale2", "layer_scale_2"),
-        ("scale_cross", "layer_scale_cross"),
-    ):
+    for ours, theirs in SCALES.items():
         if ours in block:
             out[f"{theirs}.scale"] = block[ours]
     return out

@@ -41,7 +41,7 @@ T5_REVISIONS = {"t5-base": "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1"}
 _CODEBOOK = "quantizer.vq.layers.{}._codebook.embed"
 
 # Ours -> audiocraft's, in a block; weights and, where the model has them, biases.
-_BLOCK = {
+BLOCK = {
     "norm1": "norm1",
     "norm2": "norm2",
     "norm_cross": "norm_cross",
@@ -55,7 +55,7 @@ _BLOCK = {
     "cross.q_norm": "cross_attention.q_layer_norm",
     "cross.k_norm": "cross_attention.k_layer_norm",
 }
-_SCALES = {"scale1": "layer_scale_1", "scale2": "layer_scale_2", "scale_cross": "layer_scale_cross"}
+SCALES = {"scale1": "layer_scale_1", "scale2": "layer_scale_2", "scale_cross": "layer_scale_cross"}
 
 
 def load_lm(
@@ -188,7 +188,7 @@ def plan(config: LMConfig) -> Plan:
 def _block(config: LMConfig) -> dict[str, list[Piece]]:
     made: dict[str, list[Piece]] = {}
     crossed = config.condition_dim > 0
-    for ours, theirs in _BLOCK.items():
+    for ours, theirs in BLOCK.items():
         if ("cross" in ours and not crossed) or not _has(config, ours):
             continue
         for kind in ("weight", "bias") if _biased(config, ours) else ("weight",):
@@ -200,7 +200,7 @@ def _block(config: LMConfig) -> dict[str, list[Piece]]:
             made[f"cross.q.{kind}"] = [Piece(name, slice(0, config.dim))]
             made[f"cross.kv.{kind}"] = [Piece(name, slice(config.dim, None))]
     if config.layer_scale:
-        for ours, theirs in _SCALES.items():
+        for ours, theirs in SCALES.items():
             if ours != "scale_cross" or crossed:
                 made[ours] = [Piece(f"{theirs}.scale")]
     return made

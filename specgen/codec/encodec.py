@@ -26,7 +26,7 @@ import yaml
 from torch import Tensor, nn
 
 from specgen.checkpoints.plain import from_plain, load_yaml, to_plain
-from specgen.codec.encodec_config import audiocraft_fields, transformers_fields
+from specgen.codec.encodec_config import audiocraft_fields, transformers, transformers_fields
 from specgen.codec.encodec_names import fold_weight_norm, from_audiocraft_names
 from specgen.codec.encodec_stream import EncodecStream
 from specgen.errors import UserError
@@ -308,17 +308,11 @@ def _configured(
 
 def _network(config: EncodecConfig) -> Any:
     """transformers' model without weight norm, its weights still to be filled in."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "MusicGen's codec runs on transformers, which is not installed: "
-            "pip install 'specgen[musicgen]'"
-        ) from None
+    package = transformers()
     bits = int(math.log2(config.card))
     rate = math.ceil(config.sample_rate / config.frame_size)
-    network = transformers.EncodecModel(
-        transformers.EncodecConfig(
+    network = package.EncodecModel(
+        package.EncodecConfig(
             target_bandwidths=[(config.codebooks + 0.5) * rate * bits / 1000],
             sampling_rate=config.sample_rate,
             audio_channels=config.network_channels,

@@ -5,6 +5,7 @@ Every option that decides the output is either read or refused by name; none is 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,19 +114,28 @@ def _seanet(section: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def transformers() -> Any:
+    """The package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise UserError(
+            "MusicGen's codec runs on transformers, which is not installed: "
+            "pip install 'specgen[musicgen]'"
+        ) from None
+
+
 def transformers_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields from the `config.json` of transformers' `EncodecModel`.
 
     Raises:
         UserError: an option that is not supported.
     """
-    try:
-        from transformers import EncodecConfig
-    except ImportError:
-        raise UserError(
-            "MusicGen's codec runs on transformers, which is not installed: "
-            "pip install 'specgen[musicgen]'"
-        ) from None
+    EncodecConfig = transformers().EncodecConfig
     _only(config, "model_type", ("encodec",))
     try:
         full = EncodecConfig(**dict(config))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specgen.errors import UserError
+from specgen.errors import UserError, command
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -55,17 +55,13 @@ def draw(logs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line in the module's docstring; returns the exit code."""
-    try:
-        if len(arguments) < 2 or not all("=" in one for one in arguments[1:]):
-            raise UserError("usage: python -m specgen.training.curves OUT.png NAME=LOG.jsonl ...")
-        pairs = [one.split("=", 1) for one in arguments[1:]]
-        draw({name: read_log(Path(path)) for name, path in pairs}, Path(arguments[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@command
+def main(arguments: Sequence[str]) -> None:
+    """The command line in the module's docstring."""
+    if len(arguments) < 2 or not all("=" in one for one in arguments[1:]):
+        raise UserError("usage: python -m specgen.training.curves OUT.png NAME=LOG.jsonl ...")
+    pairs = [one.split("=", 1) for one in arguments[1:]]
+    draw({name: read_log(Path(path)) for name, path in pairs}, Path(arguments[0]))
 
 
 if __name__ == "__main__":

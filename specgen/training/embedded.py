@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from specgen.checkpoints.native import WEIGHTS_NAME
-from specgen.errors import UserError
+from specgen.errors import UserError, command
 from specgen.training.recipes import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "presets" / "train"
@@ -99,18 +99,14 @@ def run_all(folder: Path, jobs: int) -> None:
                 done.result()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line in the module's docstring; returns the exit code."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m specgen.training.embedded")
     parser.add_argument("folder", nargs="?", type=Path, default=RECIPES)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
-    try:
-        run_all(options.folder, options.jobs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run_all(options.folder, options.jobs)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from specgen.checkpoints.native import LMCheckpoint, load_lm, read_tensors, save_lm
 from specgen.checkpoints.plain import from_plain, to_plain
-from specgen.errors import UserError
+from specgen.errors import UserError, command
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
 from specgen.training.models import LMRecipe, fresh_model, inherit
 from specgen.training.objective import guided_losses, losses, unigram_entropy
@@ -300,21 +300,17 @@ def train_lm(recipe: Mapping[str, Any]) -> None:
     Trainer(settings).run()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line in the module's docstring; returns the exit code."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """The command line in the module's docstring."""
     from specgen.training.recipes import load_recipe
 
-    try:
-        if not arguments:
-            raise UserError("name a recipe, as in: python -m specgen.training.lm RECIPE.yaml")
-        kind, values = load_recipe(Path(arguments[0]), arguments[1:])
-        if kind != "lm":
-            raise UserError(f"{arguments[0]} is a recipe of kind {kind}: this command trains an lm")
-        train_lm(values)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not arguments:
+        raise UserError("name a recipe, as in: python -m specgen.training.lm RECIPE.yaml")
+    kind, values = load_recipe(Path(arguments[0]), arguments[1:])
+    if kind != "lm":
+        raise UserError(f"{arguments[0]} is a recipe of kind {kind}: this command trains an lm")
+    train_lm(values)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from specgen.checkpoints.plain import load_yaml
-from specgen.errors import UserError
+from specgen.errors import UserError, command
 
 KINDS = ("data", "codec", "lm")
 
@@ -83,16 +83,12 @@ def _runner(kind: str) -> Any:
     return train_lm
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`python -m specgen.training.recipes RECIPE [key=value ...]`; returns the exit code."""
-    try:
-        if not arguments:
-            raise UserError("name a recipe, as in: python -m specgen.training.recipes RECIPE.yaml")
-        run_recipe(Path(arguments[0]), arguments[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@command
+def main(arguments: Sequence[str]) -> None:
+    """`python -m specgen.training.recipes RECIPE [key=value ...]`."""
+    if not arguments:
+        raise UserError("name a recipe, as in: python -m specgen.training.recipes RECIPE.yaml")
+    run_recipe(Path(arguments[0]), arguments[1:])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specgen.checkpoints.native import LMCheckpoint, load_lm
-from specgen.errors import UserError
+from specgen.errors import UserError, command
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
 from specgen.training.objective import grid_logits
 
@@ -152,8 +152,9 @@ def write_targets(teacher: LMCheckpoint, items: TokenItems, folder: Path, meta: 
             index.write(json.dumps(asdict(crop)) + "\n")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line in the module's docstring; returns the exit code."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """The command line in the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m specgen.training.targets")
     parser.add_argument("teacher", type=Path)
     parser.add_argument("out", type=Path)
@@ -164,22 +165,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--top-k", type=int, default=250)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        teacher = load_lm(options.teacher)
-        crops = round(options.hours * 3600 * teacher.codec.frame_rate / options.frames)
-        meta = TargetMeta(
-            teacher.sha256,
-            options.guidance,
-            options.top_k,
-            options.frames,
-            crops,
-            codebooks=teacher.codec.codebooks,
-        )
-        write_targets(teacher, TokenItems(options.tokens, "train"), options.out, meta)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    teacher = load_lm(options.teacher)
+    crops = round(options.hours * 3600 * teacher.codec.frame_rate / options.frames)
+    meta = TargetMeta(
+        teacher.sha256,
+        options.guidance,
+        options.top_k,
+        options.frames,
+        crops,
+        codebooks=teacher.codec.codebooks,
+    )
+    write_targets(teacher, TokenItems(options.tokens, "train"), options.out, meta)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,9 @@ from specgen.decoding.lane import Role
 from specgen.decoding.loop import capacity, decode
 from specgen.decoding.noise import Purpose, gumbels
 from specgen.decoding.sampling import Sampling, perturbed_argmax, process
-from specgen.lm.chroma import prepends
-from specgen.lm.model import LMSession
 from tests import peers
 
 STEPS, FRAMES = 60, 50
-PROMPT = "slow jig on a fiddle"
 PLAIN = {"transformer_lm.memory_efficient": False, "transformer_lm.custom": True}
 STEREO = {
     "interleave_stereo_codebooks.use": True,
@@ -96,23 +93,9 @@ def attributes(*prompts: str) -> list[Any]:
     return [conditioners.ConditioningAttributes(text={"description": p}) for p in prompts]
 
 
-def session(model: LMCheckpoint, steps: int, guidance: float | None) -> LMSession:
-    condition, mask = model.conditioner.encode([PROMPT])
-    return LMSession(
-        model.lm,
-        rows=1,
-        capacity=steps,
-        condition=condition,
-        mask=mask,
-        null=model.conditioner.null(),
-        guidance=guidance,
-        prepend=prepends(model.conditioner),
-    )
-
-
 def our_logits(model: LMCheckpoint, sequence: Tensor, block: int) -> Tensor:
     """Logits `[S, K, card]` of a sequence `[1, K, S]` fed `block` steps at a time."""
-    ours, K = session(model, sequence.shape[-1], None), sequence.shape[1]
+    ours, K = peers.session(model, sequence.shape[-1], None), sequence.shape[1]
     out = []
     for start in range(0, sequence.shape[-1], block):
         part = sequence[:, :, start : start + block]
@@ -137,7 +120,9 @@ def test_logits_equal_audiocrafts(exports: dict[str, tuple[Path, Any]], variant:
 
     tensors = {}
     if model.lm.config.condition_dim:
-        tensors = theirs.condition_provider(theirs.condition_provider.tokenize(attributes(PROMPT)))
+        tensors = theirs.condition_provider(
+            theirs.condition_provider.tokenize(attributes(peers.PROMPT))
+        )
     expected = theirs(sequence, [], tensors)[0].transpose(0, 1)  # [S, K, card]
     assert expected.std() > 0.3
     for block in (1, 7, STEPS):
@@ -153,7 +138,7 @@ def test_a_short_memory_is_the_same_over_whole_sequences(
     model = registry.load_lm(exports["short memory"][0])
     torch.manual_seed(1)
     sequence = torch.randint(64, (1, 4, STEPS))
-    condition, mask = model.conditioner.encode([PROMPT])
+    condition, mask = model.conditioner.encode([peers.PROMPT])
     memory = model.lm.transformer.memory(condition, mask)
     whole = model.lm.all_heads(model.lm.hidden(sequence, memory))[0]
     assert (whole - our_logits(model, sequence, 7)).abs().max() < 1e-4
@@ -185,14 +170,17 @@ def test_greedy_tokens_equal_audiocrafts(
     model = registry.load_lm(folder)
     text = bool(model.lm.config.condition_dim)
     expected = theirs.generate(
-        conditions=attributes(PROMPT) if text else [],
+        conditions=attributes(peers.PROMPT) if text else [],
         num_samples=1,
         max_gen_len=FRAMES,
         use_sampling=False,
         cfg_coef=model.guidance,
     )
     found = decode(
-        Role(session(model, capacity(model.pattern, FRAMES), model.guidance), model.pattern),
+        Role(
+            peers.session(model, capacity(model.pattern, FRAMES), model.guidance),
+            model.pattern,
+        ),
         frames=[FRAMES],
         seeds=[0],
         sampling=Sampling(temperature=0.0),
@@ -224,10 +212,10 @@ def test_sampled_tokens_equal_audiocrafts_with_the_same_noise(
     lm = importlib.import_module("audiocraft.models.lm")
     monkeypatch.setattr(lm.utils, "sample_top_k", draw)
     expected = theirs.generate(
-        conditions=attributes(PROMPT), max_gen_len=FRAMES, top_k=20, cfg_coef=3.0
+        conditions=attributes(peers.PROMPT), max_gen_len=FRAMES, top_k=20, cfg_coef=3.0
     )
     found = decode(
-        Role(session(model, capacity(model.pattern, FRAMES), 3.0), model.pattern),
+        Role(peers.session(model, capacity(model.pattern, FRAMES), 3.0), model.pattern),
         frames=[FRAMES],
         seeds=[seed],
         sampling=sampling,
@@ -243,14 +231,14 @@ def test_two_step_guidance_ignores_the_coefficient_there(
     ours has one way, whose coefficient is the caller's."""
     folder, theirs = exports["delay"]
     options = {"max_gen_len": 12, "use_sampling": False, "two_step_cfg": True}
-    conditions = attributes(PROMPT)
+    conditions = attributes(peers.PROMPT)
     asked = theirs.generate(conditions=conditions, cfg_coef=1.0, **options)
     assert torch.equal(asked, theirs.generate(conditions=conditions, cfg_coef=3.0, **options))
     model = registry.load_lm(folder)
     assert model.guidance == 3.0
     found = [
         decode(
-            Role(session(model, capacity(model.pattern, 12), guidance), model.pattern),
+            Role(peers.session(model, capacity(model.pattern, 12), guidance), model.pattern),
             frames=[12],
             seeds=[0],
             sampling=Sampling(temperature=0.0),

@@ -12,16 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specgen.checkpoints import registry
-from specgen.checkpoints.base import LMCheckpoint
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import capacity, decode
 from specgen.decoding.sampling import Sampling
-from specgen.lm.model import LMSession
 from tests import peers
 
 transformers = pytest.importorskip("transformers")
 
-STEPS, PROMPT = 60, "slow jig on a fiddle"
+STEPS = 60
 
 
 @pytest.fixture(scope="module", params=["mono", "stereo", "relu"])
@@ -34,19 +32,6 @@ def saved(
     return folder, peers.write_transformers(folder, channels, **options)
 
 
-def session(model: LMCheckpoint, steps: int, guidance: float | None) -> LMSession:
-    condition, mask = model.conditioner.encode([PROMPT])
-    return LMSession(
-        model.lm,
-        rows=1,
-        capacity=steps,
-        condition=condition,
-        mask=mask,
-        null=model.conditioner.null(),
-        guidance=guidance,
-    )
-
-
 @torch.no_grad()
 def test_logits_equal_transformers(saved: tuple[Path, Any]) -> None:
     folder, theirs = saved
@@ -54,7 +39,7 @@ def test_logits_equal_transformers(saved: tuple[Path, Any]) -> None:
     K, card = model.lm.config.codebooks, model.lm.config.card
     torch.manual_seed(1)
     sequence = model.pattern.of(STEPS).build(torch.randint(card, (1, K, STEPS)), card)[..., :STEPS]
-    ids = torch.tensor([model.conditioner.tokenize(PROMPT).ids])
+    ids = torch.tensor([model.conditioner.tokenize(peers.PROMPT).ids])
     expected = theirs(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -62,7 +47,7 @@ def test_logits_equal_transformers(saved: tuple[Path, Any]) -> None:
     ).logits.transpose(0, 1)  # [S, K, card]
     assert expected.std() > 0.3
     for block in (1, 7, STEPS):
-        ours, found = session(model, STEPS, None), []
+        ours, found = peers.session(model, STEPS, None), []
         for start in range(0, STEPS, block):
             hidden = ours.feed(sequence[:, :, start : start + block], [start])
             n = hidden.shape[1]
@@ -85,7 +70,7 @@ def test_greedy_tokens_equal_transformers(
         return type("Decoded", (), {"audio_values": torch.zeros(1, 1, 16)})()
 
     monkeypatch.setattr(theirs.audio_encoder, "decode", listen)
-    ids = torch.tensor([model.conditioner.tokenize(PROMPT).ids])
+    ids = torch.tensor([model.conditioner.tokenize(peers.PROMPT).ids])
     theirs.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -98,7 +83,7 @@ def test_greedy_tokens_equal_transformers(
     )
     frames = expected.shape[-1]
     found = decode(
-        Role(session(model, capacity(model.pattern, frames), 3.0), model.pattern),
+        Role(peers.session(model, capacity(model.pattern, frames), 3.0), model.pattern),
         frames=[frames],
         seeds=[0],
         sampling=Sampling(temperature=0.0),

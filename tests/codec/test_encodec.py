@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Iterator
@@ -11,72 +12,32 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from specgen.codec.base import Codec
 from specgen.codec.encodec import EncodecCodec, EncodecConfig, load, read_config
 from specgen.codec.encodec_names import fold_weight_norm, from_audiocraft_names
 from specgen.errors import UserError
-from tests.peers import stand_ins, with_real_codec
+from tests import peers
 
 transformers = pytest.importorskip("transformers")
 
-CODEBOOKS, CARD, RATIOS = 4, 64, [4, 2, 2]
+CFG = peers.codec_cfg()
+CODEBOOKS, CARD, RATIOS = CFG["rvq"]["n_q"], CFG["rvq"]["bins"], CFG["seanet"]["ratios"]
 FRAME = 16
-CFG: dict[str, Any] = {
-    "compression_model": "encodec",
-    "sample_rate": 320,
-    "encodec": {
-        "autoencoder": "seanet",
-        "quantizer": "rvq",
-        "sample_rate": 320,
-        "channels": 1,
-        "causal": False,
-        "renormalize": False,
-    },
-    "seanet": {
-        "dimension": 16,
-        "channels": 1,
-        "causal": False,
-        "n_filters": 4,
-        "n_residual_layers": 1,
-        "ratios": RATIOS,
-        "activation": "ELU",
-        "activation_params": {"alpha": 1.0},
-        "norm": "weight_norm",
-        "norm_params": {},
-        "kernel_size": 7,
-        "residual_kernel_size": 3,
-        "last_kernel_size": 7,
-        "dilation_base": 2,
-        "pad_mode": "constant",
-        "true_skip": True,
-        "compress": 2,
-        "lstm": 2,
-        "disable_norm_outer_blocks": 0,
-        "encoder": {},
-        "decoder": {
-            "trim_right_ratio": 1.0,
-            "final_activation": None,
-            "final_activation_params": None,
-        },
-    },
-    "rvq": {"n_q": CODEBOOKS, "bins": CARD, "q_dropout": False, "kmeans_init": False},
-}
 
 
 @pytest.fixture(scope="module")
 def peer() -> Iterator[ModuleType]:
     """audiocraft's `models.encodec`, with its real SEANet and quantiser."""
-    with stand_ins():
-        with_real_codec()
+    with peers.stand_ins():
+        peers.with_real_codec()
         yield importlib.import_module("audiocraft.models.encodec")
 
 
 def with_options(**changes: Any) -> dict[str, Any]:
     """The configuration with `section__option=value` changed."""
-    cfg: dict[str, Any] = yaml.safe_load(yaml.safe_dump(CFG))
+    cfg = copy.deepcopy(CFG)
     for key, value in changes.items():
         section, option = key.split("__")
         cfg[section][option] = value

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specgen.errors import UserError
+from specgen.errors import UserError, command
 from specgen.training.data.arrange import FRAME_RATE, ITEM_FRAMES, Item, arrange, seeded
 from specgen.training.data.captions import captions
 from specgen.training.data.render import SAMPLE_RATE, Synth
@@ -204,21 +204,17 @@ def build_dataset(recipe: Mapping[str, Any]) -> None:
     print(f"data: {made} items in {plan.out}", file=sys.stderr)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Command line: one recipe path. Returns the exit code."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Command line: one recipe path."""
     from omegaconf import OmegaConf
 
-    try:
-        if len(arguments) != 1 or not Path(arguments[0]).is_file():
-            raise UserError("usage: python -m specgen.training.data.build presets/train/data.yaml")
-        values = OmegaConf.to_container(OmegaConf.load(arguments[0]))
-        if not isinstance(values, dict):
-            raise UserError(f"{arguments[0]}: a recipe is a mapping of names to values")
-        build_dataset({str(name): value for name, value in values.items()})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if len(arguments) != 1 or not Path(arguments[0]).is_file():
+        raise UserError("usage: python -m specgen.training.data.build presets/train/data.yaml")
+    values = OmegaConf.to_container(OmegaConf.load(arguments[0]))
+    if not isinstance(values, dict):
+        raise UserError(f"{arguments[0]}: a recipe is a mapping of names to values")
+    build_dataset({str(name): value for name, value in values.items()})
 
 
 if __name__ == "__main__":
