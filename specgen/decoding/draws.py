@@ -11,7 +11,7 @@ from specgen.decoding.acceptance import Rule, textbook, textbook_codebooks
 from specgen.decoding.lane import Lane, Where
 from specgen.decoding.lossy import Lenient
 from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
-from specgen.decoding.sampling import Sampling, perturbed_argmax, process
+from specgen.decoding.sampling import Sampling, draw, perturbed_argmax, process
 from specgen.lm.upload import upload
 from specgen.patterns import Coord
 
@@ -132,6 +132,8 @@ class Draws:
         """
         if self._sampling.greedy:
             return logits.argmax(dim=-1)
+        if self.recordable and self._tau is None:
+            return draw(logits, self._at(Purpose.TOKEN, where), self._sampling)
         books = None if self._tau is None else upload([c.k for _, _, c in where], logits.device)
         logits = self._drafting(logits, books)
         private = [i for i, (r, _, c) in enumerate(where) if self._by_textbook(r, c)]

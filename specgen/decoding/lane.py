@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specgen.lm.graphs import Recordings
-from specgen.lm.upload import upload
+from specgen.lm.upload import pick, place, upload
 from specgen.patterns import Coord, Pattern, PatternSpec
 
 MAX_BLOCK = 50  # columns of a pass; what a cache must hold beyond the longest sequence
@@ -232,16 +232,16 @@ class Lane:
         rows, places, coords = zip(*where, strict=True)
         return self.scorer.logits(hidden, rows, places, [c.k for c in coords])
 
-    def _cells(self, where: Where) -> Tensor:
-        return upload([self.cell(r, c, c.k) for r, _, c in where], self.device)
+    def _cells(self, where: Where) -> list[int]:
+        return [self.cell(r, c, c.k) for r, _, c in where]
 
     def put(self, where: Where, tokens: Tensor) -> None:
         """Write `[M]` tokens at their coordinates."""
-        self.flat[self._cells(where)] = tokens
+        place(self.flat, self._cells(where), tokens)
 
     def get(self, where: Where) -> Tensor:
         """Read `[M]` tokens at their coordinates."""
-        return self.flat[self._cells(where)]
+        return pick(self.flat, self._cells(where))
 
     def commit(self, row: int, final: int) -> None:
         """Steps up to `final` are settled for good; the cache is good for the columns before it."""

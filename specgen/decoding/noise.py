@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specgen.lm.upload import upload
+from specgen.lm.upload import pick
 
 _WORDS = 4  # 64-bit words that one Philox-4x64 counter value yields
 _FRAMES = 64  # frames made at a time
@@ -133,7 +133,7 @@ class NoiseField:
         index, flat = self.places(slots, coords), self.flat
         if index[-1] - index[0] == len(index) - 1 and index == list(range(index[0], index[-1] + 1)):
             return flat[index[0] : index[-1] + 1]  # neighbours (all of flatten, row alone): a view
-        return flat[upload(index, flat.device)]
+        return pick(flat, index)
 
 
 def acceptance_uniforms(seed: int, frames: int, codebooks: int, origin: int = 0) -> Tensor:

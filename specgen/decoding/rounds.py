@@ -24,7 +24,8 @@ from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.decoding.stopwatch import Stopwatch
-from specgen.lm.upload import upload
+from specgen.lm.upload import pick
+from specgen.patterns import Coord
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,10 @@ class Batch:
 
     @property
     def _clocked(self) -> bool:
-        """Under other rules the sample depends on the draft length, which no clock may decide."""
-        return self._drafting.rule is Rule.COUPLED and self._drafting.lenient is None
+        """Whether rounds are timed for `auto`. Under other rules the sample depends on the draft
+        length, which no clock may decide."""
+        drafting, chosen = self._drafting, self.follow is not None and self._drafting.steps is None
+        return chosen and drafting.rule is Rule.COUPLED and drafting.lenient is None
 
     def finished(self, row: int) -> bool:
         self.lead.skip_known(row, self.lead)
@@ -261,34 +264,30 @@ def _verify(
     rows = list(ends)
     starts, size = lead.ahead(rows, upto=ends)
     hidden = lead.run(starts, size)
-    where = [
-        (r, step - starts[r], coord)
-        for r in rows
-        for step in range(lead.known[r], min(ends[r] + 1, lead.last[r]))
-        for coord in lead.patterns[r].layout[step + 1]
-        if not lead.given(r, coord)
-    ]
+    where: list[tuple[int, int, Coord]] = []
+    drawn: dict[int, list[range]] = {r: [] for r in rows}  # of each step, places in `where`
+    for r in rows:
+        layout = lead.patterns[r].layout
+        for step in range(lead.known[r], min(ends[r] + 1, lead.last[r])):
+            first, place = len(where), step - starts[r]
+            where += [(r, place, coord) for coord in layout[step + 1] if not lead.given(r, coord)]
+            drawn[r].append(range(first, len(where)))
     guessed = [follow is not None and follow.holds(r, coord) for r, _, coord in where]
     logits = lead.logits(hidden, where)
     guesses = lead.get(where)
     tokens = draws.judge(logits, where, guesses, guessed)
     same = (tokens == guesses).tolist()  # the round's one synchronisation
 
-    at: dict[int, dict[int, list[int]]] = {r: {} for r in rows}
-    for i, (r, place, _) in enumerate(where):
-        at[r].setdefault(starts[r] + place + 1, []).append(i)
     keep: list[int] = []
     judged, accepted = [0] * len(rows), [0] * len(rows)
     for r in rows:
-        stop = min(ends[r] + 1, lead.last[r])
         row = stats[r]
         row.rounds += follow is not None
         row.verifier_passes += 1
         final = lead.known[r]
         rewind: list[int] = []
-        for step in range(lead.known[r] + 1, stop + 1):
-            final = step
-            members = at[r].get(step, [])
+        for members in drawn[r]:
+            final += 1
             keep += members
             open_members = [i for i in members if guessed[i]]
             for i in members:
@@ -309,9 +308,8 @@ def _verify(
             follow.rewind(r, min(rewind))
             if draws.forgetful:
                 follow.forget(r, lead)
-    pick = upload(keep, tokens.device)
-    kept = [where[i] for i in keep]
-    lead.put(kept, tokens[pick])
+    kept, final_tokens = [where[i] for i in keep], pick(tokens, keep)
+    lead.put(kept, final_tokens)
     if follow is not None:
-        follow.put(kept, tokens[pick])
+        follow.put(kept, final_tokens)
     return judged, accepted, max(ends[r] + 1 - starts[r] for r in rows)

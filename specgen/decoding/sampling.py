@@ -73,3 +73,25 @@ def perturbed_argmax(logits: Tensor, gumbel: Tensor) -> Tensor:
         `[...]` int64 tokens.
     """
     return (logits + gumbel).argmax(dim=-1)
+
+
+def draw(logits: Tensor, gumbel: Tensor, sampling: Sampling) -> Tensor:
+    """`perturbed_argmax(process(logits, sampling), gumbel)`; on the CPU mostly without processing.
+
+    A token that is best before anything is cut, and is not cut itself, is best afterwards. Whether
+    fewer than k entries lie above it is counted in a fraction of the time that the k best take.
+
+    Args:
+        logits, gumbel: `[M, card]`.
+        sampling: not greedy.
+
+    Returns:
+        `[M]` int64 tokens.
+    """
+    if logits.device.type == "cpu" and sampling.top_k and sampling.top_p in (0, 1):
+        warm = logits if sampling.temperature == 1 else logits / sampling.temperature
+        tokens = (warm + gumbel).argmax(dim=-1, keepdim=True)
+        above = (warm > warm.gather(-1, tokens)).sum(dim=-1)
+        if int(above.max()) < sampling.top_k:
+            return tokens[:, 0]
+    return perturbed_argmax(process(logits, sampling), gumbel)

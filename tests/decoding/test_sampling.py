@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from specgen.decoding.noise import Purpose, gumbels
-from specgen.decoding.sampling import Sampling, perturbed_argmax, process
+from specgen.decoding.sampling import Sampling, draw, perturbed_argmax, process
 
 # Multiples of a quarter: ties happen, and sums and quotients by powers of two are exact.
 rows = st.lists(st.integers(-20, 20).map(lambda i: i / 4), min_size=1, max_size=12)
@@ -135,3 +135,15 @@ def test_greedy_is_temperature_zero() -> None:
 def test_values_out_of_range(values: tuple[float, int, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Sampling(*values)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, 3), Sampling(0.7, 11), Sampling(1.3, 12)])
+def test_a_draw_is_that_from_the_processed_logits(sampling: Sampling) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2000, 12, generator=generator).round(decimals=1)  # so that entries tie
+    noise = -torch.log(-torch.log(torch.rand(2000, 12, generator=generator)))
+    wanted = perturbed_argmax(process(logits, sampling), noise)
+    assert torch.equal(draw(logits, noise, sampling), wanted)  # many are cut: all are processed
+    for one in range(2000):
+        row = slice(one, one + 1)
+        assert draw(logits[row], noise[row], sampling) == wanted[row]
