@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from specgen.lm.config import LMConfig
 from specgen.lm.upload import upload
+
+_FEW = 64  # columns up to which a block's mask is kept for the next
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Span:
         together = min(starts) == max(starts)
         if together and size == 1 and (past is None or reach <= past + 1):
             return cls(starts, size, reach, None, None)
+        if together and past is None and size <= _FEW:
+            return cls(starts, size, reach, None, _triangle(size, reach, dtype, device))
         first = upload(starts[:1] if together else starts, device)
         span = cls.at(first, size, reach, dtype, past)
         if together:
@@ -63,11 +68,26 @@ class Span:
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
         return cls((), size, reach, index, mask.masked_fill_(hidden, -torch.inf)[:, None])
 
-    def positions(self, device: torch.device) -> Tensor:
-        """`[1 or N, n]` absolute positions."""
+    @property
+    def positions(self) -> Tensor | slice:
+        """Where the block lies: `[N, n]`, or the slice that serves all rows."""
         if self.index is not None:
             return self.index
-        return torch.arange(self.starts[0], self.starts[0] + self.size, device=device)[None]
+        return slice(self.starts[0], self.starts[0] + self.size)
+
+
+def _triangle(size: int, reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The mask `[size, reach]` of a block whose last position is the last that is read."""
+    room = 1 << reach.bit_length()
+    return _triangles(size, room, dtype, device)[:, room - reach :]
+
+
+@lru_cache(maxsize=128)
+def _triangles(size: int, room: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        hidden = torch.ones(size, room, dtype=torch.bool, device=device).triu(room - size + 1)
+        mask = torch.zeros(size, room, dtype=dtype, device=device)
+        return mask.masked_fill_(hidden, -torch.inf)
 
 
 class KVCache:

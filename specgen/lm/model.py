@@ -14,7 +14,7 @@ from specgen.lm.config import LMConfig
 from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
 from specgen.lm.quantized import QuantizedLinear
-from specgen.lm.step import Stepper
+from specgen.lm.step import Stepper, norm
 from specgen.lm.transformer import CrossMemory, Transformer
 from specgen.lm.upload import upload
 
@@ -54,7 +54,7 @@ class MusicLM(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Summed embeddings `[N, n, dim]` of columns `[N, K, n]`."""
-        return F.embedding(tokens + self.offsets, self.embedding.weight).sum(dim=1)
+        return torch.embedding(self.embedding.weight, tokens + self.offsets).sum(dim=1)
 
     def finish(self, x: Tensor) -> Tensor:
         """The norm before the heads, where the model has one."""
@@ -71,7 +71,7 @@ class MusicLM(nn.Module):
 
     def all_heads(self, hidden: Tensor) -> Tensor:
         """Logits `[..., K, card]` of every codebook from hidden states `[..., dim]`."""
-        logits: Tensor = self.heads(hidden)
+        logits: Tensor = self.heads.forward(hidden)  # past the module's hooks
         return logits.view(*hidden.shape[:-1], self.config.codebooks, self.config.card)
 
     def pack(self) -> MusicLM:
@@ -158,6 +158,7 @@ class LMSession:
         total, before = rows * self._doubled, 0 if prefix is None else prefix.shape[1]
         self.cache = KVCache(model.config, total, before + capacity, model.device, model.dtype)
         self._run = Stepper(model.transformer, self.memory, self.cache)
+        self._finish = norm(model.out_norm)
         record = recorder(model.device)
         self.recordings: Recordings | None = None
         self._graphs: GraphedPass | None = None
@@ -310,7 +311,7 @@ class LMSession:
     def _pass(self, tokens: Tensor, span: Span) -> Tensor:
         if self._doubled == 2:
             tokens = tokens.repeat_interleave(2, dim=0)
-        return self.model.finish(self._run(self.model.embed(tokens), span))
+        return self._finish(self._run(self.model.embed(tokens), span))
 
     @torch.inference_mode()
     def logits(

@@ -79,7 +79,7 @@ class PackedHeads(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[..., K card]` of all."""
         if self.together is not None:
-            return self.together(hidden)  # type: ignore[no-any-return]
+            return self.together.forward(hidden)
         return torch.cat([head(hidden) for head in self.each], dim=-1)
 
 

@@ -18,7 +18,9 @@ from specgen.lm.cache import KVCache, Span
 from specgen.lm.compiled import compiled_feed_forward
 from specgen.lm.transformer import (
     Block,
+    CrossAttention,
     CrossMemory,
+    SelfAttention,
     Transformer,
     norm_queries_keys,
     rotate_,
@@ -53,9 +55,11 @@ def feed_forward(block: Block) -> Product:
 
 
 class Layer(NamedTuple):
-    """One block, gathered."""
+    """One block, gathered (to look a part up in a module takes as long as a small product)."""
 
     block: Block
+    attention: SelfAttention
+    cross: CrossAttention | None
     norm1: Product
     qkv: Product
     out: Product
@@ -67,6 +71,8 @@ class Layer(NamedTuple):
     def of(cls, block: Block, compiled: bool = False) -> Layer:
         return cls(
             block,
+            block.attention,
+            block.cross,
             norm(block.norm1),
             product(block.attention.qkv),
             product(block.attention.out),
@@ -106,8 +112,7 @@ class Stepper:
             `[N, n, dim]`.
         """
         N, n, dim = columns.shape
-        positions = span.positions(columns.device)
-        added, turn = self._tables.at(positions, columns.dtype)
+        added, turn = self._tables.at(span.positions, columns.dtype)
         x = (columns if added is None else columns + added).view(N * n, dim)
         first = self.config.norm_first
         for index, layer in enumerate(self._layers):
@@ -116,9 +121,9 @@ class Stepper:
             h = self._attend(layer, index, layer.norm1(x) if first else x, turn, span, N, n)
             x = x + (h * block.scale1 if block.scaled else h)
             x = x if first else layer.norm1(x)
-            if self._memory is not None and block.cross is not None:
+            if self._memory is not None and layer.cross is not None:
                 query = layer.norm_cross(x) if first else x_in
-                h = self._consult(block, index, query.view(N, n, dim)).view(N * n, dim)
+                h = self._consult(layer.cross, index, query.view(N, n, dim)).view(N * n, dim)
                 x = x + (h * block.scale_cross if block.scaled else h)
                 x = x if first else layer.norm_cross(x)
             h = layer.feed(x)
@@ -130,7 +135,7 @@ class Stepper:
         self, layer: Layer, index: int, x: Tensor, turn: Tensor | None, span: Span, N: int, n: int
     ) -> Tensor:
         """Self-attention of columns `[N n, dim]` over the cache."""
-        config, attention = self.config, layer.block.attention
+        config, attention = self.config, layer.attention
         qkv = layer.qkv(x)
         if attention.q_norm is not None and attention.k_norm is not None:
             qkv = norm_queries_keys(qkv, attention.q_norm, attention.k_norm)
@@ -147,10 +152,10 @@ class Stepper:
         )
         return layer.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
 
-    def _consult(self, block: Block, index: int, x: Tensor) -> Tensor:
+    def _consult(self, cross: CrossAttention, index: int, x: Tensor) -> Tensor:
         """Cross-attention of `[N, n, dim]`."""
-        memory, cross = self._memory, block.cross
-        assert memory is not None and cross is not None
+        memory = self._memory
+        assert memory is not None
         keys, values, mask = memory.keys[index], memory.values[index], memory.mask
         if x.shape[0] < keys.shape[0]:
             keys, values = keys[: x.shape[0]], values[: x.shape[0]]

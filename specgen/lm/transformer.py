@@ -214,12 +214,14 @@ class PositionTables:
     reach: int
     device: torch.device
 
-    def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """For `positions` `[N, n]`, all below `reach`: `[N, n, dim]` of `dtype` and
-        `[N, n, 1, head_dim / 2]` complex, or None each."""
+    def at(
+        self, positions: Tensor | slice, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """For `positions` `[N, n]` (or a slice, the same for all rows), all below `reach`:
+        `[N, n, dim]` of `dtype` and `[N, n, 1, head_dim / 2]` complex (without N), or None each."""
         return (
             self.sines[positions].to(dtype) if self.sines is not None else None,
-            self.turns[positions][:, :, None] if self.turns is not None else None,
+            self.turns[positions].unsqueeze(-2) if self.turns is not None else None,
         )
 
 

@@ -209,3 +209,12 @@ def test_a_model_can_train_after_it_has_decoded() -> None:
 def test_contradictory_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         replace(BASE, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 2), (5, 3), (61, 3), (62, 2), (7, 64), (3, 70)])
+def test_a_block_hides_what_comes_after_each_column(start: int, size: int) -> None:
+    mask = Span.of((start, start), size, torch.device("cpu"), torch.float32).mask
+    assert mask is not None and mask.shape == (size, start + size)
+    for row in range(size):
+        assert (mask[row, : start + row + 1] == 0).all()
+        assert (mask[row, start + row + 1 :] == -torch.inf).all()
