@@ -5,7 +5,8 @@
 Each piece is made by a `specgen generate` of its own. The long one's peak memory must be within
 20 % of the short one's; its tokens the same without the drafter; its stream, heard from the first
 two seconds on, the samples of its file. Where a window joins the one before, neither level nor
-spectral flux may jump more often than anywhere else.
+spectral flux may jump more often than anywhere else: printed too is how many of the grids of joins
+shifted by up to a stride have as high a median.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def check_seams(clip: Path, preset: str, seconds: float) -> None:
     """Jumps of level and spectral flux where windows join, among those everywhere."""
     engine = specgen.load(preset)
     plan = engine.windows(specgen.Request(PROMPT, 5, seconds))
-    joins = [window.start / engine.codec.frame_rate for window in plan[1:]]
+    joins = np.array([window.start for window in plan[1:]]) / engine.codec.frame_rate
     wave, rate = soundfile.read(clip, always_2d=True)
     size = int(FRAME * rate)
     frames = wave[: len(wave) // size * size].mean(1).reshape(-1, size)
@@ -88,12 +89,15 @@ def check_seams(clip: Path, preset: str, seconds: float) -> None:
         # The join lies within or between two frames: the larger of the steps around it counts,
         # there as everywhere.
         steps = np.maximum(jumps[:-1], jumps[1:])
-        at = [min(len(steps) - 1, max(0, round(join / FRAME) - 1)) for join in joins]
-        high = np.quantile(steps, 0.95)
+        at = np.clip(np.rint(joins / FRAME).astype(int) - 1, 0, len(steps) - 1)
+        high, median = np.quantile(steps, 0.95), np.median(steps[at])
         above = int((steps[at] > high).sum())
+        stride = int(np.diff(at).max(initial=1))
+        grids = [np.median(steps[at - by]) for by in range(2, stride - 1) if by <= at[0]]
         print(
-            f"{what}: median at {len(at)} joins {np.median(steps[at]):.2f}, anywhere "
-            f"{np.median(steps):.2f}; above the 95 % of anywhere ({high:.2f}): {above}",
+            f"{what}: median at {len(at)} joins {median:.2f}, anywhere {np.median(steps):.2f}; "
+            f"above the 95 % of anywhere ({high:.2f}): {above}; shifted grids with as high a "
+            f"median: {np.mean(grids >= median):.0%}",
             flush=True,
         )
         assert above <= max(2, len(at) // 5)
