@@ -27,6 +27,7 @@ from specgen.clips import Clip, Request
 from specgen.codec.base import Codec
 from specgen.config import Preset, VerifierNode, check_sampling, load_preset, parse_quantize
 from specgen.decoding.acceptance import Rule, is_biased
+from specgen.decoding.draft_length import Learnt
 from specgen.decoding.loop import Drafting, Progress, steps_per_frame
 from specgen.decoding.lossy import Kind, Leniency, Lenient
 from specgen.devices import choose_device, choose_dtype, choose_threads, describe_device, versions
@@ -126,6 +127,7 @@ class Engine:
         self.verifier, self.drafter, self.codec = verifier, drafter, codec
         self.codec_sha256 = codec_sha256
         self.load_seconds = 0.0
+        self.learnt = Learnt()  # about draft lengths, clip after clip
 
     def with_settings(self, settings: Settings) -> Engine:
         """The same models with other settings.

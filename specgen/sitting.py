@@ -192,6 +192,7 @@ class Sitting:
             longest=self._longest,
             total_frames=sum(one.windows[-1].end for one in self._making),
             on_round=self._round if self._on_round or self._on_audio else None,
+            learnt=self._engine.learnt,
         )
         while True:
             with torch.inference_mode():  # not around a yield: it would leak to the caller

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from specgen.config import SamplingNode
+from specgen.decoding.draft_length import Learnt
 from specgen.engine import Request, load
 from specgen.errors import UserError
 from specgen.settings import Settings
@@ -39,6 +40,23 @@ def test_a_sample_does_not_depend_on_its_batch(tiny: str, rule: str, frames: int
     together = [clip.codes for clip in engine.generate(asked)]
     alone = [next(engine.generate([request])).codes for request in asked]
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["coupled", "mixed"])
+def test_a_warm_engine_makes_the_same_clips(tiny: str, rule: str) -> None:
+    """`auto` goes on learning from clip to clip, which no token may show."""
+    settings = replace(load(tiny).settings, rule=rule, draft_frames=None)
+    fresh = [
+        next(load(tiny, settings=settings).generate([request])).codes
+        for request in requests(1.6, 0.8, 1.0)
+    ]
+    warm = load(tiny, settings=settings)
+    for _ in range(2):
+        for request, codes in reversed(list(zip(requests(1.6, 0.8, 1.0), fresh, strict=True))):
+            assert torch.equal(next(warm.generate([request])).codes, codes)
+    judged = warm.learnt.judged
+    assert warm.with_settings(settings).learnt is warm.learnt
+    assert judged == Learnt().judged if rule == "mixed" else judged > Learnt().judged
 
 
 def test_a_clip_says_how_it_was_made(tiny: str) -> None:

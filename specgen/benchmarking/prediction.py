@@ -45,7 +45,7 @@ class Passes:
         return sum(verify(n) * count for n, count in self.verify.items()) + draft * self.draft
 
 
-class _Row:
+class Row:
     """One sequence of the play: what `specgen.decoding.lane.Lane` knows, without tokens."""
 
     def __init__(self, verifier: Pattern, drafter: Pattern) -> None:
@@ -80,18 +80,22 @@ class _Row:
             self.guessed += 1
             passes += 1
 
-    def verify(self, end: int, chance: Sequence[float], coin: Random) -> None:
-        """Judge the guesses up to `end`, and draw what comes after them."""
+    def verify(self, end: int, chance: Sequence[float], coin: Random) -> tuple[int, int]:
+        """Judge the guesses up to `end`, and draw what comes after them; returns steps judged and
+        steps accepted."""
+        judged = accepted = 0
         for step in range(self.final + 1, min(end + 1, self.lead.steps - 1) + 1):
             self.final = step
             places = {(t, k): self.follow.step_of[k][t] for t, k in self.lead.layout[step]}
             open_places = {c: at for c, at in places.items() if at <= self.guessed}
             changed = [at for (_, k), at in open_places.items() if coin.random() >= chance[k]]
+            judged += bool(open_places)
+            accepted += bool(open_places) and not changed
             if changed:
                 self.guessed = min(self.guessed, *changed)
-                return
-            if len(open_places) < len(places):
-                return
+            if changed or len(open_places) < len(places):
+                break
+        return judged, accepted
 
 
 def play(
@@ -120,7 +124,7 @@ def play(
         passes.verify[1] = sum(1 for step in lead.layout if step)
         return passes
     coin = Random(seed)
-    rows = [_Row(lead, drafter.of(frames)) for _ in range(batch)]
+    rows = [Row(lead, drafter.of(frames)) for _ in range(batch)]
     while running := [row for row in rows if not row.done]:
         ends = [min(row.final + steps, lead.steps - 1) for row in running]
         passes.draft += max(row.draft(end) for row, end in zip(running, ends, strict=True))

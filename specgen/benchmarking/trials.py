@@ -14,6 +14,7 @@ from specgen.benchmarking.cases import Case
 from specgen.benchmarking.peak import Peak
 from specgen.benchmarking.peers import Peer
 from specgen.checkpoints.base import LMCheckpoint
+from specgen.decoding.draft_length import Learnt
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import Drafting, decode
 from specgen.decoding.sampling import Sampling
@@ -69,6 +70,7 @@ class Trial:
         condition_seconds: of each run.
         peak_memory: bytes that its first run took at most, its models' weights with them; what
             other rows have loaded is left out. None where the system does not tell.
+        learnt: what its runs have taught `auto`, as the clips of one engine do.
         cross_bytes: what both models' cross-attentions read, once `roles` has made it.
     """
 
@@ -84,6 +86,7 @@ class Trial:
     condition_seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
     cross_bytes: int = 0
+    learnt: Learnt = field(default_factory=Learnt)
     _ready: Callable[[bool], None] | None = None
     _peak: Peak | None = None
 
@@ -169,6 +172,7 @@ class Trial:
             seeds=seeds,
             sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
             drafting=self.drafting,
+            learnt=self.learnt,
         )
         self._done(decoded.codes, keep)
         if keep:

@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
+import copy
+
 MAX_STEPS = 48  # a verify pass has one column more, and must fit into `lane.MAX_BLOCK`
-_PRIOR_JUDGED = 8.0  # weight of the prior acceptance, in judged steps
-_FORGET = 0.98
-_PROBE = 24  # rounds without a draft before one is tried again
+_DRIFT = 0.05  # share of the last round in the scale of all prices, which grow with the sequence
+_SHAPE = 0.002  # share of the last round in how prices relate to each other, at least
+_SPIKE = 2.0  # times what is expected: the most that a time counts for
+_FORGET = 0.98  # of a row's acceptance, a round that judged guesses
+_PRIOR_JUDGED = 16.0  # weight of what other pieces have shown, in judged steps
+_LONG = 300.0  # judged steps that their acceptance goes back
+_SWITCH = 0.03  # how much faster the other way must be, with drafts or without
+_TRIAL, _WASTE = 3, 0.01  # rounds that the other way is tried for; what trying may cost
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 8, 64  # rounds between trials
 
 
 class Line:
     """A running least-squares line cost = fixed + slope * size, older points weighing less.
 
-    It starts as a guess of the line's *shape*; the first measured cost sets its scale, and the
-    guess then fades as points come in.
+    It starts as a guess, as firm as eight points at each of three sizes.
     """
 
     def __init__(self, fixed: float, slope: float) -> None:
         self.fixed, self.slope = fixed, slope
         self._sums = [0.0] * 5  # n, x, y, xx, xy
-        self._measured = False
+        for x in (1.0, 8.0, 16.0):
+            self._enter(x, self.at(x), 8.0)
 
     def at(self, size: float) -> float:
         return self.fixed + self.slope * size
 
     def add(self, size: float, cost: float) -> None:
         """Take in a measured cost."""
-        if not self._measured:
-            self._measured = True
-            scale = cost / self.at(size)
-            for x in (1.0, 8.0, 16.0):
-                self._enter(x, scale * self.at(x))
-        self._sums = [_FORGET * s for s in self._sums]
-        self._enter(size, cost)
+        self._sums = [(1 - _SHAPE) * s for s in self._sums]
+        self._enter(size, cost, 1.0)
         n, x, y, xx, xy = self._sums
         spread = n * xx - x * x
         if spread > 1e-6 * n * n:
             self.slope = max((n * xy - x * y) / spread, 0.0)
         self.fixed = max((y - self.slope * x) / n, 0.05 * y / n)
 
-    def _enter(self, size: float, cost: float) -> None:
+    def _enter(self, size: float, cost: float, weight: float) -> None:
         for i, value in enumerate((1.0, size, cost, size * size, size * cost)):
-            self._sums[i] += value
+            self._sums[i] += weight * value
+
+
+class Mean:
+    """A running mean that starts as a guess; values far above it count little.
+
+    Args:
+        guess: where it starts.
+        least: share of a new value, at least.
+    """
+
+    def __init__(self, guess: float, least: float) -> None:
+        self.value, self._least, self._count = guess, least, 0
+
+    def add(self, value: float) -> None:
+        """Take in a value."""
+        if self._count:
+            if value < self.value / _SPIKE:
+                self.value = value  # those before were stretched
+            value = min(value, _SPIKE * self.value)
+        self.value += max(self._least, 1 / (4 + self._count)) * (value - self.value)
+        self._count += 1
 
 
 class FixedLength:
@@ -51,7 +75,7 @@ class FixedLength:
             raise ValueError(f"the draft length must be at least 1, got {steps}")
         self.steps = steps
 
-    def choose(self) -> int:
+    def choose(self, rows: int) -> int:
         return self.steps
 
     def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
@@ -62,24 +86,79 @@ class Costs:
     """What a round costs, in units of any kind: a verify pass over some columns, a drafter step.
 
     They start as the shape seen on CPUs at embedded sizes, in units of a one-column pass; clocked
-    by the loop, they become seconds.
+    by the loop, they become seconds. Shape and scale are kept apart: the scale follows the length
+    of the sequence and the load of the machine within some rounds, and means nothing for the
+    choice; the shape is learnt slowly and stays. Passes of more columns than one lie on a line;
+    that of one may lie beside it.
     """
 
     def __init__(self) -> None:
-        self.verify = Line(0.9, 0.1)
-        self.draft_step = 0.25
-        self._clocked = False
+        self._line = Line(0.9, 0.12)
+        self._single = Mean(1.0, 0.02)  # a pass of one column, over what the line says
+        self._draft = Mean(0.35, _SHAPE)
+        self._scale = 0.0
+
+    def verify(self, columns: int) -> float:
+        """The price of a verify pass over some columns."""
+        return (self._scale or 1.0) * self._shape(columns)
+
+    @property
+    def draft_step(self) -> float:
+        """The price of a drafter step."""
+        return (self._scale or 1.0) * self._draft.value
+
+    def _shape(self, columns: int) -> float:
+        return self._line.at(columns) * (self._single.value if columns == 1 else 1.0)
 
     def clock(
         self, *, draft_steps: int, draft_seconds: float, columns: int, verify_seconds: float
     ) -> None:
-        """Take in one round's times."""
-        if not self._clocked:
-            self._clocked = True
-            self.draft_step *= verify_seconds / self.verify.at(columns)
-        self.verify.add(columns, verify_seconds)
+        """Take in one round's times; what something else on the machine stretched counts little."""
+        pace = verify_seconds / self._shape(columns)
+        if not self._scale or pace < self._scale / _SPIKE:
+            self._scale = pace  # the first one, or those before were stretched
+        self._scale += _DRIFT * (min(pace, _SPIKE * self._scale) - self._scale)
+        cost = min(verify_seconds / self._scale, _SPIKE * self._shape(columns))
+        if columns == 1:
+            self._single.add(cost / self._line.at(1))
+        else:
+            self._line.add(columns, cost)
         if draft_steps:
-            self.draft_step += 0.1 * (draft_seconds / draft_steps - self.draft_step)
+            self._draft.add(draft_seconds / draft_steps / self._scale)
+
+
+class Learnt:
+    """What decodes have taught about a pair; the next piece starts with it.
+
+    Attributes:
+        accepted, judged: steps of all pieces, older ones weighing less.
+    """
+
+    def __init__(self) -> None:
+        self.accepted, self.judged = 0.7 * _PRIOR_JUDGED, _PRIOR_JUDGED
+        self._costs: dict[int, Costs] = {}
+        self._last = Costs()
+        self._drafts: Line | None = None
+
+    def costs(self, rows: int) -> Costs:
+        """The prices of rounds of so many rows; at first what those before had."""
+        if rows not in self._costs:
+            self._costs[rows] = copy.deepcopy(self._last)
+        self._last = self._costs[rows]
+        return self._last
+
+    def drafts(self, ratio: float) -> Line:
+        """Drafter steps of a draft by its length, where one covers `ratio` verifier steps."""
+        if self._drafts is None:
+            # A guess: where a step covers several, half of one is drafted in vain.
+            self._drafts = Line(max(0.0, 0.5 * (1 - 1 / ratio)), 1 / ratio)
+        return self._drafts
+
+    def add(self, accepted: int, judged: int) -> None:
+        """Take in a round's judged steps."""
+        keep = min(1.0, _LONG / (self.judged + judged))
+        self.accepted = keep * (self.accepted + accepted)
+        self.judged = keep * (self.judged + judged)
 
 
 class AutoLength:
@@ -87,39 +166,62 @@ class AutoLength:
 
     With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a
     round (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the
-    drafter's steps. The acceptance and the drafter steps a draft takes are the row's own. Where no
-    draft pays, m is 0 (the verifier alone), with a draft now and then to see whether it would.
+    drafter's steps. Where no draft pays, m is 0 (the verifier alone). The other way, with drafts or
+    without, is tried for some rounds now and then: the closer the call, the more often.
 
     Args:
-        steps_a_draft_step: verifier steps that one drafter step covers (K for delay to flatten).
-        costs: shared by the rows of a batch if clocked. Left unclocked, the choice, and with it the
-            sample under a rule whose sample depends on the draft length, is the same in every run
-            and every batch.
+        ratio: verifier steps that one drafter step covers (K for delay to flatten).
+        learnt: of the pieces before, and of those beside if shared by a batch. A fresh one, never
+            clocked, makes the choice, and with it the sample under a rule whose sample depends on
+            the draft length, the same in every run, batch and order.
     """
 
-    def __init__(self, steps_a_draft_step: float, costs: Costs) -> None:
-        self._costs = costs
-        self._idle = 0
-        self._accepted, self._judged = 0.65 * _PRIOR_JUDGED, _PRIOR_JUDGED
-        self._draft_steps = Line(1.0, 1.0 / steps_a_draft_step)
+    def __init__(self, ratio: float, learnt: Learnt) -> None:
+        self._learnt, self._drafts = learnt, learnt.drafts(ratio)
+        self._accepted = self._judged = 0.0
+        self._drafting, self._since = True, 0
+        self._alone = True  # no draft in the last round
 
     def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
         """Learn from one round: steps accepted of those judged, and drafter steps."""
-        self._accepted = _FORGET * self._accepted + accepted
-        self._judged = _FORGET * self._judged + judged
-        if length:
-            self._draft_steps.add(length, draft_steps)
+        if judged:
+            self._accepted = _FORGET * self._accepted + accepted
+            self._judged = _FORGET * self._judged + judged
+            self._learnt.add(accepted, judged)
+        # A first draft has more to catch up with than those that follow it.
+        if length and not self._alone:
+            self._drafts.add(length, draft_steps)
+        self._alone = not length
 
-    def choose(self) -> int:
+    def choose(self, rows: int) -> int:
         """The draft length with the highest expected pace, in verifier steps."""
-        rate = min(self._accepted / self._judged, 0.98)
-        costs = self._costs
+        learnt = self._learnt
+        costs, known = learnt.costs(rows), _PRIOR_JUDGED / learnt.judged
+        rate = (self._accepted + known * learnt.accepted) / (self._judged + _PRIOR_JUDGED)
+        rate = min(rate, 0.98)
 
-        def pace(m: int) -> float:
-            committed = (1 - rate ** (m + 1)) / (1 - rate)
-            drafting = costs.draft_step * self._draft_steps.at(m) if m else 0.0
-            return committed / (costs.verify.at(m + 1) + drafting)
+        alone = 1 / costs.verify(1)
+        best, pace = self._best(rate, costs)
+        this, other = (best, 0) if self._drafting else (0, best)
+        gain = pace / alone - 1 if self._drafting else alone / pace - 1
+        if gain < -_SWITCH:
+            self._drafting, self._since = not self._drafting, 0
+            return other
+        self._since += 1
+        pause = min(max(_SHORTEST_PAUSE, _TRIAL * gain / _WASTE), _LONGEST_PAUSE)
+        if self._since <= pause:
+            return this
+        if self._since >= pause + _TRIAL:
+            self._since = 0
+        return other
 
-        best = max(range(1, MAX_STEPS + 1), key=pace)
-        self._idle = 0 if pace(best) > pace(0) or self._idle >= _PROBE else self._idle + 1
-        return 0 if self._idle else best
+    def _best(self, rate: float, costs: Costs) -> tuple[int, float]:
+        """The best draft of one step or more, and its pace."""
+        best, fastest, committed = 0, 0.0, 1.0
+        for m in range(1, MAX_STEPS + 1):
+            committed += rate**m
+            pace = committed / (costs.verify(m + 1) + costs.draft_step * self._drafts.at(m))
+            if pace < fastest:
+                break  # the steps grow ever more slowly, the price does not
+            best, fastest = m, pace
+        return best, fastest

@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
+from specgen.decoding.draft_length import Learnt
 from specgen.decoding.lane import MAX_BLOCK, Role
 from specgen.decoding.rounds import Batch, Drafting, Finished, Piece
 from specgen.decoding.sampling import Sampling
@@ -86,6 +87,7 @@ def decode(
     prompt: Tensor | None = None,
     on_round: Callable[[Progress], None] | None = None,
     margins: bool = False,
+    learnt: Learnt | None = None,
 ) -> Decoded:
     """Decode a batch, every row at once; arguments as for `decode_pieces`.
 
@@ -109,6 +111,7 @@ def decode(
         drafting=drafting,
         on_round=on_round,
         margins=margins,
+        learnt=learnt,
     )
     ordered = sorted(done, key=lambda one: one.index)
     kept = [one.margins for one in ordered if one.margins is not None]
@@ -131,6 +134,7 @@ def decode_pieces(
     total_frames: int | None = None,
     on_round: Callable[[Progress], None] | None = None,
     margins: bool = False,
+    learnt: Learnt | None = None,
 ) -> Iterator[Finished]:
     """Decode pieces, `rows` at a time: where one is done, the next takes its place in the batch.
 
@@ -149,6 +153,7 @@ def decode_pieces(
         total_frames: of all, for `Progress`; where `then` brings more than `pieces` tell.
         on_round: called after every round.
         margins: record the margins of every coupled or greedy token.
+        learnt: what decodes of this pair have taught `auto`; added to. It never changes a token.
 
     Yields:
         Pieces as they are done.
@@ -160,7 +165,9 @@ def decode_pieces(
         raise ValueError("a batch needs at least one row")
     rows = min(rows, len(pieces))
     longest = longest or max(piece.frames for piece in pieces)
-    batch = Batch(verifier, drafter, rows, longest, sampling, drafting or Drafting(), margins)
+    batch = Batch(
+        verifier, drafter, rows, longest, sampling, drafting or Drafting(), margins, learnt
+    )
     total, done = total_frames or sum(piece.frames for piece in pieces), 0
     counts = DecodeStats(batch.lead.codebooks)
     waiting = iter(range(len(pieces)))

@@ -10,13 +10,14 @@ draft; token values stay on the device. So a draft needs no synchronisation, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from specgen.decoding.acceptance import Rule
-from specgen.decoding.draft_length import MAX_STEPS, AutoLength, Costs, FixedLength
+from specgen.decoding.draft_length import MAX_STEPS, AutoLength, FixedLength, Learnt
 from specgen.decoding.draws import Draws
 from specgen.decoding.lane import Lane, Role
 from specgen.decoding.lossy import Lenient
@@ -92,6 +93,7 @@ class Batch:
         sampling: Sampling,
         drafting: Drafting,
         margins: bool,
+        learnt: Learnt | None = None,
     ) -> None:
         self._drafting, self._longest = drafting, longest
         self.lead = Lane(verifier, rows)
@@ -108,7 +110,11 @@ class Batch:
         )
         self._draws.lenient = drafting.lenient
         self._recorded = RecordedDraft.of(self.lead, self.follow, self._draws)
-        self._costs = Costs()
+        self._learnt = learnt or Learnt()
+        # Told of each round: drafter passes and their seconds, columns verified and theirs.
+        self.on_times: Callable[[int, float, int, float], None] | None = None
+        if self._clocked:
+            self.on_times = self._learn
         self.index: list[int] = []
         self.origin: list[int] = []
         self.stats: list[DecodeStats] = []
@@ -145,14 +151,22 @@ class Batch:
             return FixedLength(steps)
         lead, follow = self.lead, self.follow
         ratio = 1.0 if follow is None else lead.last[row] / follow.last[row]
-        return AutoLength(ratio, self._costs if self._clocked else Costs())
+        return AutoLength(ratio, self._learnt if self._clocked else Learnt())
 
     @property
     def _clocked(self) -> bool:
-        """Whether rounds are timed for `auto`. Under other rules the sample depends on the draft
-        length, which no clock may decide."""
+        """Whether rounds teach `auto`. Under other rules the sample depends on the draft length,
+        which neither a clock nor what was decoded before may decide."""
         drafting, chosen = self._drafting, self.follow is not None and self._drafting.steps is None
         return chosen and drafting.rule is Rule.COUPLED and drafting.lenient is None
+
+    def _learn(self, passes: int, drafting: float, columns: int, verifying: float) -> None:
+        self._learnt.costs(len(self.index)).clock(
+            draft_steps=passes,
+            draft_seconds=drafting,
+            columns=columns,
+            verify_seconds=verifying,
+        )
 
     def finished(self, row: int) -> bool:
         self.lead.skip_known(row, self.lead)
@@ -190,7 +204,7 @@ class Batch:
         lead, follow = self.lead, self.follow
         rows = range(len(self.index))
         watch = Stopwatch(lead.device)
-        ahead = [length.choose() if follow is not None else 0 for length in self._lengths]
+        ahead = [length.choose(len(rows)) if follow is not None else 0 for length in self._lengths]
         ends = {r: min(lead.known[r] + ahead[r], lead.last[r]) for r in rows}
         before = [row.drafter_steps for row in self.stats]
         passes = 0
@@ -198,14 +212,9 @@ class Batch:
             passes = _draft(lead, follow, self._draws, self._recorded, ends, self.stats)
         watch.mark()
         judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)
-        if self._clocked:
+        if self.on_times is not None:
             drafting, verifying = watch.laps()
-            self._costs.clock(
-                draft_steps=passes,
-                draft_seconds=drafting,
-                columns=columns,
-                verify_seconds=verifying,
-            )
+            self.on_times(passes, drafting, columns, verifying)
         for r in rows:
             self._lengths[r].observe(
                 length=ahead[r],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specgen.decoding.acceptance import Rule
+from specgen.decoding.draft_length import Learnt
 from specgen.decoding.lane import Lane, Role, Where
 from specgen.decoding.loop import (
     Decoded,
@@ -110,6 +111,7 @@ def run(
     guidance: float | None = 2.0,
     rule: Rule = Rule.COUPLED,
     given: Tensor | None = None,
+    learnt: Learnt | None = None,
 ) -> Decoded:
     given = condition(len(frames)) if given is None else given
     return decode(
@@ -120,6 +122,7 @@ def run(
         sampling=sampling,
         drafting=Drafting(rule, steps, temperatures),
         prompt=prompt,
+        learnt=learnt,
     )
 
 
@@ -314,6 +317,46 @@ def test_the_clock_never_decides_a_sample(rule: Rule, monkeypatch: pytest.Monkey
     one, other = sample(1), sample(2)
     assert_same(one, other)
     assert [s.as_dict() for s in one.stats] == [s.as_dict() for s in other.stats]
+
+
+def taught() -> Learnt:
+    """What a decode with other prices and another acceptance leaves behind."""
+    learnt = Learnt()
+    run(FLATTEN, DELAY, "same", [12] * 3, [1, 2, 3], learnt=learnt)
+    for _ in range(200):
+        learnt.add(accepted=9, judged=9)
+        for rows in (1, 2):
+            learnt.costs(rows).clock(
+                draft_steps=1, draft_seconds=1e-3, columns=5, verify_seconds=9.0
+            )
+    return learnt
+
+
+def test_what_was_learnt_changes_lengths_and_no_token() -> None:
+    frames, seeds = [9, 6], [41, 42]
+    cold = run(FLATTEN, DELAY, "noise", frames, seeds)
+    warm = run(FLATTEN, DELAY, "noise", frames, seeds, learnt=taught())
+    assert_same(warm, run(FLATTEN, None, "", frames, seeds))
+    steps = [DecodeStats.total(made.stats).drafter_steps for made in (warm, cold)]
+    assert steps[0] > steps[1]  # it was read
+
+
+@pytest.mark.parametrize("rule", [Rule.MIXED, Rule.KEEP, Rule.REJECTION])
+def test_nothing_learnt_decides_a_sample(rule: Rule) -> None:
+    """Nor does such a decode, or a row of it, teach what other decodes read."""
+    frames, seeds = [9, 6], [41, 42]
+    learnt = taught()
+    before = learnt.accepted, learnt.judged
+    cold = run(FLATTEN, DELAY, "noise", frames, seeds, rule=rule)
+    warm = run(FLATTEN, DELAY, "noise", frames, seeds, rule=rule, learnt=learnt)
+    assert_same(cold, warm)
+    assert [s.as_dict() for s in cold.stats] == [s.as_dict() for s in warm.stats]
+    assert (learnt.accepted, learnt.judged) == before
+    alone = run(
+        FLATTEN, DELAY, "noise", frames[1:], seeds[1:], rule=rule,
+        given=condition(2)[1:], learnt=learnt,
+    )  # fmt: skip
+    assert torch.equal(alone.codes[0], cold.codes[1])
 
 
 # ---- toy models that hash every column they are fed ------------------------------------------
