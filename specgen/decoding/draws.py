@@ -12,6 +12,7 @@ from specgen.decoding.lane import Lane, Where
 from specgen.decoding.lossy import Lenient
 from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
 from specgen.decoding.sampling import Sampling, draw, perturbed_argmax, process
+from specgen.decoding.ties import Referee, close_calls, settle
 from specgen.lm.upload import upload
 from specgen.patterns import Coord
 
@@ -20,7 +21,8 @@ class Draws:
     """The draws of a batch; the result for a coordinate depends on its row's seed and logits alone.
 
     What is kept for a grid lies in a slot; rows that move take their slots along. With `lenient`
-    set, guesses that it lets pass stand although the verifier drew otherwise (lossy).
+    set, guesses that it lets pass stand although the verifier drew otherwise (lossy). `called`
+    holds the row of each close call (`specgen.decoding.ties`) that the last `judge` decided.
 
     Args:
         lead: the verifier's lane.
@@ -66,6 +68,12 @@ class Draws:
         self._margins: Tensor | None = None
         if record:
             self._margins = torch.full((rows, K, frames), torch.nan, dtype=torch.float64)
+        # Close calls are decided where the final tokens are the verifier's own draws.
+        own = follow is None or rule is Rule.COUPLED
+        self._referee: Referee | None = None
+        if own and isinstance(lead.scorer, Referee) and lead.scorer.tie > 0:
+            self._referee = lead.scorer
+        self.called: list[int] = []
         self._textbook = [(False,) * K] * rows
         # Whether a correction voids every open guess; such guesses are drawn anew, with new noise.
         self.forgetful = rule is Rule.REJECTION
@@ -213,11 +221,12 @@ class Draws:
         Returns:
             `[M]` tokens; equal to the guess where it is accepted.
         """
-        if self._sampling.greedy:
-            scores = logits
-        else:
-            logits = process(logits, self._sampling)
-            scores = logits + self._at(Purpose.TOKEN, where)
+        noise = None if self._sampling.greedy else self._at(Purpose.TOKEN, where)
+        self.called = []
+        if self._referee is not None and self._margins is None and self.lenient is None:
+            return self._decide(self._referee, logits, noise, where, guesses)
+        logits = logits if noise is None else process(logits, self._sampling)
+        scores = logits if noise is None else logits + noise
         tokens = scores.argmax(dim=-1)
         if self._margins is not None:
             best = scores.double().topk(2, dim=-1).values
@@ -242,6 +251,31 @@ class Draws:
         if self._margins is not None:
             for r, _, c in chosen:
                 self._margins[self._slot[r], c.k, c.t] = torch.nan
+        return tokens
+
+    def _decide(
+        self,
+        referee: Referee,
+        logits: Tensor,
+        noise: Tensor | None,
+        where: Where,
+        guesses: Tensor,
+    ) -> Tensor:
+        """The verifier's tokens where no guess can stand by itself; arguments as for `judge`."""
+        tokens, close = close_calls(logits, noise, self._sampling, referee.tie)
+        calls = close.tolist()
+        if True not in calls:
+            return tokens
+        lead, _ = self._lanes
+        same = (tokens == guesses).tolist()
+        for i in (i for i, call in enumerate(calls) if call):
+            row, place, coord = where[i]
+            if not all(same[j] for j in range(i) if where[j][0] == row and where[j][1] < place):
+                continue  # read behind a refused guess: it will be drawn again
+            self.called.append(row)
+            again = referee.reread(row, lead.before(row, coord), coord.k)
+            tokens[i] = settle(again, None if noise is None else noise[i], self._sampling)
+            same[i] = bool(tokens[i] == guesses[i])
         return tokens
 
     def margins(self, row: int) -> Tensor | None:

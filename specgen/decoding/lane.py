@@ -232,6 +232,10 @@ class Lane:
         rows, places, coords = zip(*where, strict=True)
         return self.scorer.logits(hidden, rows, places, [c.k for c in coords])
 
+    def before(self, row: int, coord: Coord) -> Tensor:
+        """`[K, n]`: every column before a coordinate, the last of which predicts it."""
+        return self._sequence[row, :, : self.step_of(row, coord)]
+
     def _cells(self, where: Where) -> list[int]:
         return [self.cell(r, c, c.k) for r, _, c in where]
 

@@ -286,6 +286,8 @@ def _verify(
     guesses = lead.get(where)
     tokens = draws.judge(logits, where, guesses, guessed)
     same = (tokens == guesses).tolist()  # the round's one synchronisation
+    for r in draws.called:
+        stats[r].close_calls += 1
 
     keep: list[int] = []
     judged, accepted = [0] * len(rows), [0] * len(rows)

@@ -41,25 +41,38 @@ class Sampling:
 def process(logits: Tensor, sampling: Sampling) -> Tensor:
     """Unnormalised log-probabilities of the sampled distribution, -inf where an entry is cut.
 
-    Temperature first, then top-k, then top-p of what is left. Entries that tie with the last kept
-    one are kept too, so the result does not depend on how a sort breaks ties.
-
     Args:
         logits: `[..., card]`, guided (after CFG).
         sampling: not greedy.
     """
+    logits, last = cut(logits, sampling)
+    return logits if last is None else logits.masked_fill(logits < last, -torch.inf)
+
+
+def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Logits over the temperature, and what an entry must have to be kept.
+
+    Temperature first, then top-k, then top-p of what is left. Entries that tie with the last kept
+    one are kept too, so the result does not depend on how a sort breaks ties.
+
+    Args:
+        logits, sampling: as for `process`.
+
+    Returns:
+        `[..., card]` and `[..., 1]`; None where nothing is cut.
+    """
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
+    last = None
     if 0 < sampling.top_k < logits.shape[-1]:
         last = torch.topk(logits, sampling.top_k, sorted=False).values.amin(dim=-1, keepdim=True)
-        logits = logits.masked_fill(logits < last, -torch.inf)
     if 0 < sampling.top_p < 1:
-        ordered = torch.sort(logits, dim=-1, descending=True).values
+        left = logits if last is None else logits.masked_fill(logits < last, -torch.inf)
+        ordered = torch.sort(left, dim=-1, descending=True).values
         share = ordered.softmax(dim=-1)
         before = share.cumsum(dim=-1) - share
         last = ordered.masked_fill(before >= sampling.top_p, torch.inf).amin(dim=-1, keepdim=True)
-        logits = logits.masked_fill(logits < last, -torch.inf)
-    return logits
+    return logits, last
 
 
 def perturbed_argmax(logits: Tensor, gumbel: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class DecodeStats:
         bonus: tokens the verifier wrote where there was no guess.
         rounds: drafting and verifying, once each.
         verifier_passes, drafter_steps: forward passes of each model.
+        close_calls: tokens that were decided in double precision (`specgen.decoding.ties`).
     """
 
     codebooks: int
@@ -27,6 +28,7 @@ class DecodeStats:
     rounds: int = 0
     verifier_passes: int = 0
     drafter_steps: int = 0
+    close_calls: int = 0
 
     def __post_init__(self) -> None:
         self.drafted = self.drafted or [0] * self.codebooks
@@ -69,6 +71,7 @@ class DecodeStats:
             "tokens_per_pass": self.tokens_per_pass,
             "drafter_steps": self.drafter_steps,
             "verifier_passes": self.verifier_passes,
+            "close_calls": self.close_calls,
         }
 
     @classmethod
@@ -89,6 +92,7 @@ class DecodeStats:
             sum(p.rounds for p in parts),
             sum(p.verifier_passes for p in parts),
             sum(p.drafter_steps for p in parts),
+            sum(p.close_calls for p in parts),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import add
 
 import torch
@@ -11,12 +12,18 @@ from torch.nn import functional as F
 
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
+from specgen.lm.given import Given, stack
 from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
 from specgen.lm.quantized import QuantizedLinear
+from specgen.lm.reread import reread
 from specgen.lm.step import Stepper, norm
 from specgen.lm.transformer import CrossMemory, Transformer
 from specgen.lm.upload import upload
+
+# The scores of a float32 pass are off by 5e-6 (root mean square) to 1e-4 (worst of 24,000) on the
+# embedded models; two passes swap two scores that lie further apart than this 3 times in 1e9 draws.
+TIE = 5e-5
 
 
 class MusicLM(nn.Module):
@@ -64,10 +71,17 @@ class MusicLM(nn.Module):
         """Logits `[..., card]` of one codebook from hidden states `[..., dim]`."""
         if not isinstance(self.heads, nn.Linear):
             return self.heads.head(hidden, codebook)
+        return F.linear(hidden, *self.head_weight(codebook))
+
+    def head_weight(self, codebook: int) -> tuple[Tensor, Tensor | None]:
+        """Weight `[card, dim]` and bias `[card]` or None of one codebook's head."""
+        if not isinstance(self.heads, nn.Linear):
+            head = self.heads.each[codebook]
+            return head.weight, head.bias  # type: ignore[return-value]
         card = self.config.card
         low = codebook * card
         bias = None if self.heads.bias is None else self.heads.bias[low : low + card]
-        return F.linear(hidden, self.heads.weight[low : low + card], bias)
+        return self.heads.weight[low : low + card], bias
 
     def all_heads(self, hidden: Tensor) -> Tensor:
         """Logits `[..., K, card]` of every codebook from hidden states `[..., dim]`."""
@@ -141,13 +155,17 @@ class LMSession:
         self.guidance = None if guidance is None or guidance == 1.0 or null is None else guidance
         if condition is not None and mask is None:
             mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
+        if self.guidance is None:
+            null = null_mask = None
+        elif null_mask is None and null is not None:
+            null_mask = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
+        self._given = Given.each(condition, mask, null, null_mask, rows)
+        self._prepend = prepend
         prefix = condition if prepend else None
         condition = None if prepend else condition
-        if self.guidance is not None and condition is not None:
-            assert null is not None and mask is not None
-            if null_mask is None:
-                null_mask = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
-            condition, mask = _stack(condition, mask, null, null_mask, rows)
+        if condition is not None and mask is not None and null is not None:
+            assert null_mask is not None
+            condition, mask = stack(condition, mask, null, null_mask, rows)
         self.memory = (
             None
             if condition is None
@@ -172,12 +190,10 @@ class LMSession:
                 capacity=self.cache.capacity,
                 device=model.device,
             )
-        self._null = null
         self._before = [0] * rows  # positions that each row's prefix takes
         if prefix is not None:
-            assert mask is not None
             for row in range(rows):
-                self._begin(row, prefix[row, mask[row]])
+                self._begin(row)
 
     @property
     def card(self) -> int:
@@ -200,13 +216,15 @@ class LMSession:
             mask: `[L']` bool of real places, or None.
         """
         memory = self.memory
+        if mask is None:
+            mask = torch.ones(condition.shape[:1], dtype=torch.bool, device=condition.device)
+        if self._given:
+            self._given[row] = replace(self._given[row], condition=condition, mask=mask)
         if self._before[row]:
-            self._begin(row, condition if mask is None else condition[mask])
+            self._begin(row)
         if memory is None:
             return
         missing = self._length - condition.shape[0]
-        if mask is None:
-            mask = torch.ones(condition.shape[:1], dtype=torch.bool, device=condition.device)
         condition = F.pad(condition.to(self.model.dtype), (0, 0, 0, missing))[None]
         mask = F.pad(mask, (0, missing))[None]
         fresh = self.model.transformer.memory(condition, mask, fold=True)
@@ -223,17 +241,14 @@ class LMSession:
             memory.mask[at] = 0 if fresh.mask is None else fresh.mask[0]
 
     @torch.inference_mode()
-    def _begin(self, row: int, prefix: Tensor) -> None:
-        """Keep keys and values of a prefix `[P, dim]` and its null twin, for a new sequence.
+    def _begin(self, row: int) -> None:
+        """Keep keys and values of a row's prefix and its null twin, for a new sequence.
 
         By itself, so that a row does not depend on its neighbours.
         """
-        model, d, size = self.model, self._doubled, len(prefix)
-        pair = prefix.to(model.dtype).expand(d, -1, -1)
-        if d == 2:
-            assert self._null is not None
-            null = self._null[0, :size].to(model.dtype)
-            pair = torch.stack([pair[0], F.pad(null, (0, 0, 0, size - len(null)))])
+        model, d = self.model, self._doubled
+        pair = self._given[row].prefix().to(model.dtype)
+        size = pair.shape[1]
         own = KVCache(model.config, d, size, model.device, model.dtype)
         past = model.config.past_context
         span = Span.of((0,) * d, size, model.device, model.dtype, past)
@@ -242,11 +257,39 @@ class LMSession:
             held[:, d * row : d * row + d, :, :size] = made
         self._before[row] = size
 
+    @property
+    def tie(self) -> float:
+        """How near two scores may be for rounding to swap them; 0 where `reread` cannot help,
+        since rounding swaps too many (16 bit), or none (float64)."""
+        return TIE if self.model.dtype == torch.float32 else 0.0
+
+    @torch.inference_mode()
+    def reread(self, row: int, columns: Tensor, codebook: int) -> Tensor:
+        """What follows a sequence in a row, in float64, whatever passes came before.
+
+        Args:
+            row: whose condition it has.
+            columns: `[K, n]` tokens, all of the sequence.
+            codebook: whose logits.
+
+        Returns:
+            `[card]` guided logits.
+        """
+        condition = mask = prefix = None
+        if self._given and self._prepend:
+            prefix = self._given[row].prefix()
+        elif self._given:
+            condition, mask = self._given[row].pair()
+        out = reread(self.model, columns, codebook, condition=condition, mask=mask, prefix=prefix)
+        return self._guide(out.expand(self._doubled, -1))
+
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""
         d = self._doubled
         self._before[target] = self._before[source]
+        if self._given:
+            self._given[target] = self._given[source]
         old, new = slice(d * source, d * source + d), slice(d * target, d * target + d)
         for layer in self.cache.layers:
             layer[:, new] = layer[:, old]
@@ -361,20 +404,3 @@ def _regular(index: Sequence[int], device: torch.device) -> slice | Tensor:
     if step > 0 and list(index) == list(range(index[0], index[-1] + 1, step)):
         return slice(index[0], index[-1] + 1, step)
     return upload(index, device)
-
-
-def _stack(
-    condition: Tensor, mask: Tensor, null: Tensor, null_mask: Tensor, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Each condition, and its null condition behind it, padded to one length."""
-    length = max(condition.shape[1], null.shape[1])
-
-    def pad(x: Tensor) -> Tensor:
-        missing = length - x.shape[1]
-        return F.pad(x, (0, 0, 0, missing) if x.dim() == 3 else (0, missing))
-
-    null, null_mask = null.expand(rows, -1, -1), null_mask.expand(rows, -1)
-    return (
-        torch.stack([pad(condition), pad(null)], dim=1).flatten(0, 1),
-        torch.stack([pad(mask), pad(null_mask)], dim=1).flatten(0, 1),
-    )

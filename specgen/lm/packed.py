@@ -39,6 +39,12 @@ class PackedLinear(nn.Module):
         return weight
 
     @property
+    def bias(self) -> Tensor | None:
+        """`[out]` float32, or None."""
+        bias: Tensor | None = torch.ops.quantized.linear_unpack_fp16(self._packed)[1]
+        return bias
+
+    @property
     def nbytes(self) -> int:
         """Bytes as it lies in memory."""
         return 2 * self.count
