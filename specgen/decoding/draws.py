@@ -39,6 +39,7 @@ class Draws:
     """
 
     lenient: Lenient | None = None
+    called: Sequence[int] = ()
 
     def __init__(
         self,
@@ -73,7 +74,6 @@ class Draws:
         self._referee: Referee | None = None
         if own and isinstance(lead.scorer, Referee) and lead.scorer.tie > 0:
             self._referee = lead.scorer
-        self.called: list[int] = []
         self._textbook = [(False,) * K] * rows
         # Whether a correction voids every open guess; such guesses are drawn anew, with new noise.
         self.forgetful = rule is Rule.REJECTION
@@ -222,7 +222,7 @@ class Draws:
             `[M]` tokens; equal to the guess where it is accepted.
         """
         noise = None if self._sampling.greedy else self._at(Purpose.TOKEN, where)
-        self.called = []
+        self.called = ()
         if self._referee is not None and self._margins is None and self.lenient is None:
             return self._decide(self._referee, logits, noise, where, guesses)
         logits = logits if noise is None else process(logits, self._sampling)
@@ -267,15 +267,16 @@ class Draws:
         if True not in calls:
             return tokens
         lead, _ = self._lanes
-        same = (tokens == guesses).tolist()
+        same, called = (tokens == guesses).tolist(), []
         for i in (i for i, call in enumerate(calls) if call):
             row, place, coord = where[i]
             if not all(same[j] for j in range(i) if where[j][0] == row and where[j][1] < place):
                 continue  # read behind a refused guess: it will be drawn again
-            self.called.append(row)
+            called.append(row)
             again = referee.reread(row, lead.before(row, coord), coord.k)
             tokens[i] = settle(again, None if noise is None else noise[i], self._sampling)
             same[i] = bool(tokens[i] == guesses[i])
+        self.called = called
         return tokens
 
     def margins(self, row: int) -> Tensor | None:
