@@ -261,7 +261,7 @@ class Draws:
         where: Where,
         guesses: Tensor,
     ) -> Tensor:
-        """The verifier's tokens where no guess can stand by itself; arguments as for `judge`."""
+        """The verifier's own draws, close calls read again; arguments as for `judge`."""
         tokens, close = close_calls(logits, noise, self._sampling, referee.tie)
         calls = close.tolist()
         if True not in calls:

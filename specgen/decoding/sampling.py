@@ -37,6 +37,15 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def cuts_by_rank(self) -> bool:
+        """Whether an entry's rank alone says if it is cut."""
+        return self.top_k > 0 and self.top_p in (0, 1)
+
+    def warmed(self, logits: Tensor) -> Tensor:
+        """Logits over the temperature."""
+        return logits if self.temperature == 1 else logits / self.temperature
+
 
 def process(logits: Tensor, sampling: Sampling) -> Tensor:
     """Unnormalised log-probabilities of the sampled distribution, -inf where an entry is cut.
@@ -61,9 +70,7 @@ def cut(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     Returns:
         `[..., card]` and `[..., 1]`; None where nothing is cut.
     """
-    if sampling.temperature != 1:
-        logits = logits / sampling.temperature
-    last = None
+    logits, last = sampling.warmed(logits), None
     if 0 < sampling.top_k < logits.shape[-1]:
         last = torch.topk(logits, sampling.top_k, sorted=False).values.amin(dim=-1, keepdim=True)
     if 0 < sampling.top_p < 1:
@@ -101,8 +108,8 @@ def draw(logits: Tensor, gumbel: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         `[M]` int64 tokens.
     """
-    if logits.device.type == "cpu" and sampling.top_k and sampling.top_p in (0, 1):
-        warm = logits if sampling.temperature == 1 else logits / sampling.temperature
+    if logits.device.type == "cpu" and sampling.cuts_by_rank:
+        warm = sampling.warmed(logits)
         tokens = (warm + gumbel).argmax(dim=-1, keepdim=True)
         above = (warm > warm.gather(-1, tokens)).sum(dim=-1)
         if int(above.max()) < sampling.top_k:

@@ -10,6 +10,7 @@ batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -45,19 +46,37 @@ def close_calls(
         `[M]` tokens, and `[M]` bool: whether another entry comes within `tie` of the token's score,
         or the token lies on the edge of a cut that rounding may move.
     """
-    total, last = logits, None
-    if noise is not None:
-        logits, last = cut(logits, sampling)
-        total = logits + noise
-    if last is not None:
-        total = total.masked_fill(logits < last - tie, -torch.inf)
-    best, order = total.topk(2, dim=-1)
-    tokens, close = order[:, 0], best[:, 0] - best[:, 1] < tie
-    if last is not None:
-        edge = logits.gather(-1, order[:, :1])[:, 0] < last[:, 0] + tie
-        if edge.any():  # seldom, and a cut is in doubt only where an entry lies close below it
-            close |= edge & ((logits < last) & (logits >= last - tie)).any(dim=-1)
+    if noise is None:
+        return _best(logits, tie)
+    if logits.device.type == "cpu" and sampling.cuts_by_rank:  # see `sampling.draw`
+        warm = sampling.warmed(logits)
+        tokens, close = _best(warm + noise, tie)
+        beside = (warm > warm.gather(-1, tokens[:, None]) - tie).sum(dim=-1)  # with the token
+        if int(beside.max()) <= sampling.top_k:
+            return tokens, close
+    warm, low = cut(logits, _moved(sampling, 2 * tie))
+    if low is None:
+        return _best(warm + noise, tie)
+    high = low if sampling.cuts_by_rank else cut(logits, _moved(sampling, -2 * tie))[1]
+    assert high is not None
+    tokens, close = _best((warm + noise).masked_fill(warm < low - tie, -torch.inf), tie)
+    edge = warm.gather(-1, tokens[:, None])[:, 0] < high[:, 0] + tie
+    if edge.any():  # seldom, and a cut is in doubt only where an entry lies close below it
+        close |= edge & ((warm < high) & (warm >= low - tie)).any(dim=-1)
     return tokens, close
+
+
+def _moved(sampling: Sampling, share: float) -> Sampling:
+    """The same with top-p, where it is used, at the edge of what rounding makes of it."""
+    if sampling.top_p in (0, 1):
+        return sampling
+    return replace(sampling, top_p=min(1 - 1e-9, max(1e-9, sampling.top_p + share)))
+
+
+def _best(scores: Tensor, tie: float) -> tuple[Tensor, Tensor]:
+    """`[M]` best entries of `[M, card]`, and whether the next is within `tie`."""
+    best, order = scores.topk(2, dim=-1)
+    return order[:, 0], best[:, 0] - best[:, 1] < tie
 
 
 def settle(logits: Tensor, noise: Tensor | None, sampling: Sampling) -> Tensor:

@@ -56,6 +56,7 @@ class EnumeratedDraws:
 
     path: Path
     temperature = 1.0
+    called = ()  # rows of close calls: there are none in exact arithmetic
 
     def __init__(
         self,

@@ -6,7 +6,9 @@ from specgen.decoding.stats import DecodeStats
 
 
 def test_derived_figures() -> None:
-    stats = DecodeStats(2, [10, 6], [9, 3], bonus=4, rounds=5, verifier_passes=5, drafter_steps=7)
+    stats = DecodeStats(
+        2, [10, 6], [9, 3], bonus=4, rounds=5, verifier_passes=5, drafter_steps=7, close_calls=1
+    )
     assert stats.corrected == 4
     assert stats.tokens == 20
     assert stats.acceptance == 12 / 16
@@ -23,6 +25,7 @@ def test_derived_figures() -> None:
         "tokens_per_pass": 4.0,
         "drafter_steps": 7,
         "verifier_passes": 5,
+        "close_calls": 1,
     }
 
 
@@ -36,10 +39,10 @@ def test_what_was_not_measured_is_none() -> None:
 
 
 def test_total() -> None:
-    one = DecodeStats(2, [1, 2], [1, 0], 3, 4, 5, 6)
-    two = DecodeStats(2, [10, 20], [10, 5], 30, 40, 50, 60)
-    assert DecodeStats.total([one, two]) == DecodeStats(2, [11, 22], [11, 5], 33, 44, 55, 66)
-    assert one == DecodeStats(2, [1, 2], [1, 0], 3, 4, 5, 6)  # the parts are left alone
+    one = DecodeStats(2, [1, 2], [1, 0], 3, 4, 5, 6, 7)
+    two = DecodeStats(2, [10, 20], [10, 5], 30, 40, 50, 60, 70)
+    assert DecodeStats.total([one, two]) == DecodeStats(2, [11, 22], [11, 5], 33, 44, 55, 66, 77)
+    assert one == DecodeStats(2, [1, 2], [1, 0], 3, 4, 5, 6, 7)  # the parts are left alone
     with pytest.raises(ValueError, match="no statistics"):
         DecodeStats.total([])
 
