@@ -36,6 +36,7 @@ from specgen.benchmarking.synthetic import random_model
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import Piece, capacity, decode_pieces
 from specgen.decoding.sampling import Sampling
+from specgen.lm.cache import KVCache
 from specgen.lm.model import LMSession, MusicLM
 from specgen.lm.step import product
 from specgen.lm.transformer import Block
@@ -61,8 +62,8 @@ class Timed:
     def __init__(self, session: LMSession, marks: Marks) -> None:
         self._session, self._marks = session, marks
         with torch.inference_mode():
-            for layer in session.cache.layers:
-                layer.copy_(torch.randn(layer.shape[-2:]))  # of every row and head
+            for held in itertools.chain.from_iterable(session.cache.layers):
+                held.copy_(torch.randn(held.shape[-2:]))  # of every row and head
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -212,14 +213,16 @@ def floor(model: MusicLM, *, cache: bool) -> Callable[[int, int], Marks]:
 
     def run(length: int, steps: int) -> Marks:
         marks: Marks = []
-        shape = config.layers, 2, 2 * config.heads, length if cache else 1, config.head_dim
-        held = torch.randn(shape)
+        held = []
+        if cache:
+            kept = KVCache(config, 2, length, model.device, model.dtype)  # laid out as ours
+            held = [[half.normal_().flatten(0, 1) for half in layer] for layer in kept.layers]
         with torch.inference_mode():
             for _ in range(steps):
                 mark(marks)
                 for function, x in zip(products, inputs, strict=True):
                     function(x)
-                for keys, values in held if cache else ():
+                for keys, values in held:
                     torch.bmm(torch.bmm(asked, keys.transpose(1, 2)), values)
         return marks
 

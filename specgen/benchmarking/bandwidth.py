@@ -9,6 +9,7 @@ import torch
 
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.lm.model import MusicLM
+from specgen.lm.packed import PackedHeads
 
 _CPU_BYTES, _CARD_BYTES = 2**28, 2**30
 
@@ -55,6 +56,8 @@ def pass_bytes(lm: MusicLM, tokens: float) -> float:
     heads = config.codebooks * config.card * config.dim
     memory = 2 * config.condition_dim * config.dim * config.layers
     whole = lm.weight_bytes() - lm.embedding.weight.nbytes
+    if isinstance(lm.heads, PackedHeads) and lm.heads.together is not None:
+        whole -= lm.heads.together.nbytes  # a pass reads one of the two copies
     per_number = whole / max(1, lm.parameter_count() - lm.embedding.weight.numel())
     idle = memory + heads * (1 - min(1.0, tokens / config.codebooks))
     return whole - idle * min(per_number, item)

@@ -90,19 +90,36 @@ def _triangles(size: int, room: int, dtype: torch.dtype, device: torch.device) -
         return mask.masked_fill_(hidden, -torch.inf)
 
 
+# The capacity from which a CPU's keys are stored number by number, each for all positions in a row:
+# a step reads long ones so in less time, but writing costs more (docs/speed.md).
+_TURNED = 1024
+
+
 class KVCache:
-    """Keys and values of every layer, `[2, N, kv_heads, capacity, head_dim]` each.
+    """Keys and values of every layer, `[N, kv_heads, capacity, head_dim]` each.
 
     Positions at or after the row's length are stale: a pass never reads beyond what it has just
     written, so rewinding costs nothing and is the caller's business (it moves the next start).
+
+    Attributes:
+        layers: (keys, values) of each layer.
+        turned: whether the keys lie position beside position, which suits plain products and not
+            fused attention.
     """
 
     def __init__(
         self, config: LMConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (2, rows, config.kv_heads, capacity, config.head_dim)
         # Zeros, not empty: a masked score times a stale NaN would still be NaN.
-        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        shape = (2, rows, config.kv_heads, capacity, config.head_dim)
+        stored = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        plain = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        self.turned = plain and config.kv_repeat == 1 and capacity >= _TURNED
+        self.layers = [
+            (keys.view(rows, -1, config.head_dim, capacity).mT if self.turned else keys, values)
+            for keys, values in stored
+        ]
+        self._joint = [] if self.turned else stored  # then one copy stores both
         self.capacity = capacity
         self._rows = torch.arange(rows, device=device)[:, None]
 
@@ -115,18 +132,27 @@ class KVCache:
         Returns:
             All keys and all values up to the reach, `[N', kv_heads, reach, head_dim]` each.
         """
-        held, rows = self.layers[layer], block.shape[0]
-        if rows < held.shape[1]:
-            held = held[:, :rows]
+        rows, reach = block.shape[0], span.reach
         block = block.view(*block.shape[:2], 2, -1, block.shape[-1])
-        if span.index is None:
-            low = span.starts[0]
-            held[:, :, :, low : low + span.size] = block.permute(2, 0, 3, 1, 4)
-        else:
-            held[:, self._rows[:rows], :, span.index] = block
-        keys, values = held[:, :, :, : span.reach]
-        return keys, values
+        fresh = slice(span.starts[0], span.starts[0] + span.size) if span.index is None else None
+        if self._joint:
+            held = self._joint[layer]
+            if rows < held.shape[1]:
+                held = held[:, :rows]
+            if fresh is not None:
+                held[:, :, :, fresh] = block.permute(2, 0, 3, 1, 4)
+            else:
+                held[:, self._rows[:rows], :, span.index] = block
+            keys, values = held[:, :, :, :reach]
+            return keys, values
+        for kept, new in zip(self.layers[layer], block.unbind(2), strict=True):
+            if fresh is not None:
+                kept[:rows, :, fresh] = new.transpose(1, 2)
+            else:
+                kept[self._rows[:rows], :, span.index] = new
+        keys, values = self.layers[layer]
+        return keys[:rows, :, :reach], values[:rows, :, :reach]
 
     @property
     def nbytes(self) -> int:
-        return sum(held.nbytes for held in self.layers)
+        return sum(held.nbytes for layer in self.layers for held in layer)

@@ -169,7 +169,9 @@ class LMSession:
         self.memory = (
             None
             if condition is None
-            else model.transformer.memory(condition.to(model.dtype), mask, fold=True)
+            else model.transformer.memory(
+                condition.to(model.dtype), mask, fold=model.transformer.folds(*condition.shape[:2])
+            )
         )
         self._length = 0 if condition is None else condition.shape[1]
         self._doubled = 2 if self.guidance is not None else 1
@@ -227,8 +229,8 @@ class LMSession:
         missing = self._length - condition.shape[0]
         condition = F.pad(condition.to(self.model.dtype), (0, 0, 0, missing))[None]
         mask = F.pad(mask, (0, missing))[None]
-        fresh = self.model.transformer.memory(condition, mask, fold=True)
-        assert fresh is not None and fresh.folded == memory.folded
+        fresh = self.model.transformer.memory(condition, mask, fold=memory.folded)
+        assert fresh is not None
         at = row * self._doubled
         pairs = zip(memory.keys + memory.values, fresh.keys + fresh.values, strict=True)
         for held, given in pairs:
@@ -253,8 +255,9 @@ class LMSession:
         past = model.config.past_context
         span = Span.of((0,) * d, size, model.device, model.dtype, past)
         Stepper(model.transformer, None, own)(pair, span)
-        for held, made in zip(self.cache.layers, own.layers, strict=True):
-            held[:, d * row : d * row + d, :, :size] = made
+        for pairs in zip(self.cache.layers, own.layers, strict=True):
+            for held, made in zip(*pairs, strict=True):
+                held[d * row : d * row + d, :, :size] = made
         self._before[row] = size
 
     @property
@@ -292,7 +295,8 @@ class LMSession:
             self._given[target] = self._given[source]
         old, new = slice(d * source, d * source + d), slice(d * target, d * target + d)
         for layer in self.cache.layers:
-            layer[:, new] = layer[:, old]
+            for held in layer:
+                held[new] = held[old]
         if self.memory is not None:
             for held in self.memory.keys + self.memory.values:
                 held[new] = held[old]

@@ -28,6 +28,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.count = weight.numel() + (0 if bias is None else bias.numel())
+        self.nbytes = 2 * weight.numel() + (0 if bias is None else bias.nbytes)  # as in memory
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         product = torch.ops.quantized.linear_dynamic_fp16.default
         self._product = getattr(product, "_op", product)  # past the overload's Python, if it can be
@@ -43,11 +44,6 @@ class PackedLinear(nn.Module):
         """`[out]` float32, or None."""
         bias: Tensor | None = torch.ops.quantized.linear_unpack_fp16(self._packed)[1]
         return bias
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes as it lies in memory."""
-        return 2 * self.count
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, self._packed)  # type: ignore[no-any-return]
@@ -76,7 +72,7 @@ class PackedHeads(nn.Module):
         self.together: PackedLinear | None = None
         if layer is PackedLinear:
             self.together = PackedLinear(heads.weight, heads.bias)
-            self.together.count = 0  # the same weights again
+            self.together.count = 0  # the same weights again, yet bytes of their own
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Logits `[..., card]` of one codebook."""
@@ -87,6 +83,13 @@ class PackedHeads(nn.Module):
         if self.together is not None:
             return self.together.forward(hidden)
         return torch.cat([head(hidden) for head in self.each], dim=-1)
+
+
+def stored_bytes(layer: nn.Module) -> int:
+    """Bytes of a linear layer's weights, packed, quantised or neither."""
+    if not isinstance(layer, nn.Linear):
+        return layer.nbytes  # type: ignore[return-value]
+    return sum(value.nbytes for value in layer.parameters())
 
 
 def packs() -> bool:

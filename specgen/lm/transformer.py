@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specgen.lm.config import LMConfig
+from specgen.lm.packed import stored_bytes
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
 }
+# Bytes that a CPU reads in the time that folding saves in calls, whatever the model's size.
+_CALLS = 3 * 2**19
 
 
 @dataclass
@@ -145,14 +148,15 @@ class CrossAttention(nn.Module):
             keys, values: of `memory`.
 
         Returns:
-            `[N, dim, heads L]`, scaled, and `[N, heads L, dim]`.
+            `[N, dim, heads L]`, scaled, a row of memory for each place, which is how a single
+            column reads it fastest; and `[N, heads L, dim]`.
         """
         N, heads, _, head_dim = keys.shape
         queries = self.q.weight.view(heads, head_dim, -1)
         outputs = self.out.weight.view(-1, heads, head_dim)
-        asked = torch.einsum("nhld,hdc->nchl", keys, queries).reshape(N, queries.shape[-1], -1)
+        asked = torch.einsum("nhld,hdc->nhlc", keys, queries).reshape(N, -1, queries.shape[-1])
         given = torch.einsum("nhld,chd->nhlc", values, outputs).reshape(N, -1, outputs.shape[0])
-        return (asked * head_dim**-0.5).contiguous(), given.contiguous()
+        return (asked * head_dim**-0.5).contiguous().mT, given.contiguous()
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q(x)
@@ -243,19 +247,13 @@ class Transformer(nn.Module):
         Args:
             condition: `[N, L, condition_dim]`.
             mask: `[N, L]` bool, True where a place is real; None: all are.
-            fold: fold them where that is the same arithmetic and less work.
+            fold: fold them (see `folds`).
         """
         config = self.config
         if not config.condition_dim:
             return None
         crosses = [block.cross for block in self.blocks if isinstance(block, Block)]
         pairs = [cross.memory(condition) for cross in crosses if cross is not None]
-        fold = (
-            fold
-            and not (config.bias_attn or config.qk_norm_cross)
-            and 2 * config.heads * condition.shape[1] <= config.dim
-            and condition.dtype in (torch.float32, torch.float64)
-        )
         if fold:
             pairs = [c.fold(*p) for c, p in zip(crosses, pairs, strict=True) if c is not None]
         added = None
@@ -263,6 +261,19 @@ class Transformer(nn.Module):
             added = torch.zeros(mask.shape, dtype=condition.dtype, device=condition.device)
             added = added.masked_fill_(~mask, -torch.inf)[:, None, None]  # serves folded scores too
         return CrossMemory([k for k, _ in pairs], [v for _, v in pairs], added, fold)
+
+    def folds(self, rows: int, length: int) -> bool:
+        """Whether folding conditions of `length` places for `rows` sequences is the same
+        arithmetic and pays: folded, every row reads numbers of its own, not folded, all rows read
+        the query and output weights together, which may be packed."""
+        config = self.config
+        crosses = [b.cross for b in self.blocks if isinstance(b, Block) and b.cross is not None]
+        if not crosses or config.bias_attn or config.qk_norm_cross:
+            return False
+        if self.dtype not in (torch.float32, torch.float64):
+            return False
+        folded = 2 * rows * config.dim * config.heads * length * self.dtype.itemsize
+        return folded <= stored_bytes(crosses[0].q) + stored_bytes(crosses[0].out) + _CALLS
 
     def position_tables(self, capacity: int) -> PositionTables:
         """What the position codes are read off, for positions below `capacity`."""
@@ -285,6 +296,10 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def forward(self, x: Tensor, memory: CrossMemory | None) -> Tensor:
         """Run whole sequences.

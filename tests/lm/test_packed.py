@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from specgen.benchmarking.bandwidth import pass_bytes
 from specgen.lm.config import LMConfig
 from specgen.lm.model import LMSession, MusicLM
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
@@ -57,6 +58,18 @@ def test_a_packed_model_says_the_same() -> None:
         assert (logits(plain, blocks) - logits(packed, blocks)).abs().max() < 1e-5
     assert packed.parameter_count() == plain.parameter_count()
     assert packed.weight_bytes() < 0.8 * plain.weight_bytes()
+
+
+@needs_packing
+def test_the_second_copy_of_the_heads_counts_as_memory_only() -> None:
+    model = half_model().pack()
+    assert isinstance(model.heads, PackedHeads) and model.heads.together is not None
+    heads = WIDE.codebooks * WIDE.card * WIDE.dim
+    assert sum(head.nbytes for head in model.heads.each) == 2 * heads
+    both, counted, read = model.weight_bytes(), model.parameter_count(), pass_bytes(model, 4)
+    model.heads.together = None
+    assert both - model.weight_bytes() == 2 * heads
+    assert counted == model.parameter_count() and read == pass_bytes(model, 4)
 
 
 @needs_packing
