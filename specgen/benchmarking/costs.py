@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -12,111 +15,116 @@ import torch
 from specgen.benchmarking.prediction import Prices, predict
 from specgen.benchmarking.timing import Samples
 from specgen.benchmarking.trials import Plan, Trial
-from specgen.decoding.draft_length import MAX_STEPS
+from specgen.decoding.draft_length import MAX_STEPS, FixedLength
 from specgen.decoding.lane import Role
-from specgen.decoding.loop import steps_per_frame
-from specgen.decoding.sampling import Sampling, process
+from specgen.decoding.loop import Piece, steps_per_frame
+from specgen.decoding.rounds import Batch
 
-AUTO_FRAMES = (1, 2, 3, 4, 6, 8, 12)  # draft lengths tried in place of `auto`
-_REPEATS = 7
+AUTO_STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # draft lengths tried in place of `auto`
+_TIMED = (1, 2, 4, 8, 16)  # those of them that are timed
+_ROUNDS = 6  # at each length, in turn; those of the first turn do not count
 
 
 def draft_steps(trial: Trial) -> list[int]:
     """The draft lengths, in verifier steps, that a pair's prediction chooses from."""
-    if trial.drafting.steps is not None:
-        return [trial.drafting.steps]
-    per_frame = steps_per_frame(trial.lead.pattern)
-    return [0, *(f * per_frame for f in AUTO_FRAMES if f * per_frame <= MAX_STEPS)]
+    fixed = trial.drafting.steps
+    return [fixed] if fixed is not None else [s for s in AUTO_STEPS if s <= MAX_STEPS]
 
 
-@torch.inference_mode()
-def block_seconds(role: Role, batch: int, columns: Iterable[int], frames: int) -> dict[int, float]:
-    """Seconds of a verifier pass of some columns, its logits and draws with it, at half the length.
+class InTurn(FixedLength):
+    """One length after the other, round by round: a slow moment meets all alike."""
 
-    Args:
-        role: the verifier, its cache empty.
-        batch: rows.
-        columns: how many, for each pass; they are timed in turn.
-        frames: T.
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__(lengths[0])
+        self._lengths = cycle(lengths)
+
+    def choose(self, rows: int) -> int:
+        return next(self._lengths)
+
+
+class Times:
+    """Seconds of rounds of one pair, as they were taken.
+
+    Attributes:
+        verify: by the columns of the verifier's pass.
+        draft: of a drafter pass.
     """
-    scorer, pattern = role.scorer, role.pattern.of(frames)
-    sampling = Sampling()
-    start = pattern.steps // 2
-    device, K = scorer.device, role.pattern.codebooks
 
-    def one(n: int) -> float:
-        n = min(n, pattern.steps - 1 - start)
-        places = [
-            (r, place, c.k)
-            for r in range(batch)
-            for place in range(n)
-            for c in pattern.layout[start + place + 1]
-        ]
-        rows, at, codebooks = (list(x) for x in zip(*places, strict=True))
-        tokens = torch.zeros(batch, K, n, dtype=torch.long, device=device)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        logits = scorer.logits(scorer.feed(tokens, [start] * batch), rows, at, codebooks)
-        process(logits, sampling).argmax(dim=-1).tolist()  # waits for the device
-        return time.perf_counter() - began
+    def __init__(self) -> None:
+        self.verify: dict[int, list[float]] = defaultdict(list)
+        self.draft: list[float] = []
 
-    sizes = sorted(set(columns))
-    taken: dict[int, list[float]] = {n: [] for n in sizes}
-    for _ in range(_REPEATS + 2):
-        for n in sizes:
-            taken[n].append(one(n))
-    return {n: statistics.median(values[2:]) for n, values in taken.items()}
+    @torch.inference_mode()
+    def take(self, trial: Trial, lead: Role, follow: Role, lengths: Sequence[int]) -> None:
+        """Time rounds of some draft lengths, begun at half the clip on tokens of chance."""
+        shape, rows = (lead.pattern.codebooks, trial.frames // 2), trial.case.batch
+        chance = torch.Generator().manual_seed(0)
+        prompt = torch.randint(lead.scorer.card, shape, generator=chance).to(lead.scorer.device)
+        fixed = replace(trial.drafting, steps=lengths[0])
+        batch = Batch(lead, follow, rows, trial.frames, trial.sampling, fixed, margins=False)
+        times: list[tuple[int, float, int, float]] = []
+        batch.on_times = lambda *one: times.append(one)
+        for row in range(rows):
+            batch.admit(row, row, Piece(trial.frames, row, prompt))
+            batch.lengths[row] = InTurn(lengths)
+        for turn in range(_ROUNDS * len(lengths)):
+            began = time.perf_counter()
+            batch.round()
+            whole = time.perf_counter() - began
+            done = any(batch.finished(row) for row in range(rows))
+            if turn >= len(lengths) or done:  # the first one feeds what was given
+                passes, drafting, columns, verifying = times[-1]
+                # What a round does besides belongs to it: the host's own time, where it is the last
+                # to be done.
+                self.verify[columns].append(max(verifying, whole - drafting))
+                if passes:
+                    self.draft.append(drafting / passes)
+            if done:
+                return
 
 
 class Book:
-    """The prices of one group of trials: each verifier's block passes are measured once.
+    """The prices of one group of trials, each pair's timed as its loop pays them.
 
-    A pass of one column costs what a step of the verifier alone costs, all that goes with a step
-    included; a pass of n columns costs more by what its forward pass and draws take longer. A
-    draft step costs what a step of the drafter alone costs.
+    A model timed by itself finds its weights in the cache, which in turns the two push each other
+    out of; so whole rounds are timed, drafts and passes alternating, draws and bookkeeping with
+    them: a few at each of some draft lengths in turn, begun at half the length of the clip. They
+    are apart from the measured runs, and taken between these, so that a slow minute meets both.
     """
 
-    def __init__(self, plan: Plan, trials: Iterable[Trial]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._sizes: dict[tuple[object, ...], set[int]] = {}
-        for trial in trials:
-            if trial.follow is not None:
-                sizes = self._sizes.setdefault(trial.case.reference, {1})
-                sizes.update(steps + 1 for steps in draft_steps(trial))
-        self._blocks: dict[tuple[object, ...], dict[int, float]] = {}
+        self._times: dict[tuple[object, ...], Times] = defaultdict(Times)
 
-    def prices(self, trial: Trial, verify_step: float, draft_step: float) -> Prices:
-        """Prices of a pair's passes, from the seconds of a step of each model alone."""
-        key = trial.case.reference
-        if key not in self._blocks:
-            prompts = [r.prompt for r in self._plan.requests(trial.case, 0)]
-            self._blocks[key] = block_seconds(
-                trial.roles(prompts)[0], trial.case.batch, self._sizes[key], trial.frames
-            )
-        block = self._blocks[key]
-        more = {n: max(0.0, seconds - block[1]) for n, seconds in block.items()}
-        return Prices({n: verify_step + extra for n, extra in more.items()}, draft_step)
+    def look(self, trial: Trial) -> None:
+        """Time rounds of a pair at the lengths that its prediction rests on."""
+        lead, follow = trial.roles([r.prompt for r in self._plan.requests(trial.case, 0)])
+        assert follow is not None
+        chosen = trial.drafting.steps
+        lengths = _TIMED if chosen is None else (chosen,)
+        self._times[_key(trial)].take(trial, lead, follow, lengths)
+
+    def prices(self, trial: Trial, alone: float) -> Prices:
+        """Medians of what was seen; a pass of one column costs a step of the verifier alone."""
+        times = self._times[_key(trial)]
+        usual = {n: s for n, s in times.verify.items() if n > 1 and len(s) > 1} or times.verify
+        seen = {n: statistics.median(s) for n, s in usual.items()}
+        return Prices({1: alone, **seen}, statistics.median(times.draft or [0.0]))
 
     def predict(
-        self,
-        trial: Trial,
-        alone: tuple[Trial, Samples],
-        drafter: tuple[Trial, Samples],
-        chance: list[float],
-        measured: float,
+        self, trial: Trial, alone: tuple[Trial, Samples], chance: list[float], measured: float
     ) -> dict[str, Any]:
         """A pair's `predicted` field.
 
         Args:
             trial: the pair.
-            alone, drafter: its verifier and its drafter alone, with their times.
+            alone: its verifier alone, with its times.
             chance: acceptance of each codebook.
             measured: seconds, to say how far off the prediction is.
         """
         follow = trial.follow
         assert follow is not None
-        prices = self.prices(trial, _step_seconds(*alone), _step_seconds(*drafter))
+        prices = self.prices(trial, _step_seconds(*alone))
         found = predict(
             trial.lead.pattern,
             follow.pattern,
@@ -135,6 +143,13 @@ class Book:
             "verify_pass_seconds": {str(n): s for n, s in sorted(prices.verify.items())},
             "acceptance_per_codebook": chance,
         }
+
+
+def _key(trial: Trial) -> tuple[object, ...]:
+    """What pairs share whose rounds cost the same."""
+    draft = trial.case.draft
+    assert draft is not None
+    return trial.case.reference, trial.case.draft_reference, draft.rule, trial.column
 
 
 def _step_seconds(trial: Trial, samples: Samples) -> float:

@@ -173,7 +173,7 @@ def _add_peers(trials: Iterable[Trial], prompt: str, say: Say) -> None:
 
 
 def _measure_group(trials: list[Trial], plan: Plan, document: Document, say: Say) -> list[Samples]:
-    turn = 0
+    turn, book = 0, costs.Book(plan)
 
     def before(place: int, this: int) -> None:
         nonlocal turn
@@ -181,6 +181,8 @@ def _measure_group(trials: list[Trial], plan: Plan, document: Document, say: Say
         trial = trials[place]
         kind = "warm-up" if turn < 0 else f"run {turn + 1} of {plan.repeats}"
         say(f"{kind}: {title(trial.case)}")
+        if turn >= 0 and trial.case.draft is not None:
+            book.look(trial)
         trial.prepare(plan.requests(trial.case, turn))
 
     def run(place: int) -> None:
@@ -195,20 +197,18 @@ def _measure_group(trials: list[Trial], plan: Plan, document: Document, say: Say
     alone: dict[tuple[object, ...] | None, int] = {
         t.case.key: i for i, t in enumerate(trials) if t.case.key is not None
     }
-    book = costs.Book(plan, trials)
     for i, trial in enumerate(trials):
         case = trial.case
         assert document.copy_bytes_per_second is not None
         row = make_row(trial, samples[i], document.copy_bytes_per_second)
-        at, drafter = alone.get(case.reference), alone.get(case.draft_reference)
+        at = alone.get(case.reference)
         if at is not None and (case.draft is not None or trial.peer is not None):
             compare(row, trial, samples[i], trials[at], samples[at])
-        if case.draft is not None and at is not None and drafter is not None:
+        if case.draft is not None and at is not None:
             chance = [a or 0.0 for a in row.acceptance_per_codebook or []]
             row.predicted = book.predict(
                 trial,
                 (trials[at], samples[at]),
-                (trials[drafter], samples[drafter]),
                 row.acceptance_given or chance,
                 samples[i].median,
             )

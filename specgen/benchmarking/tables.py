@@ -156,7 +156,7 @@ def findings(document: Document, form: str, *, width: int | None = None) -> str:
 
 
 _PREDICTED = (
-    "PREDICTED by the cost model from each model's step alone, the price of a block and the "
+    "PREDICTED by the cost model from the prices of single rounds, timed between the runs, and the "
     "acceptance, tokens taken as independent; not measurements:"
 )
 

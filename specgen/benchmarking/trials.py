@@ -105,6 +105,12 @@ class Trial:
         return None if self.case.draft is None else self.engine.drafter
 
     @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        chosen = self.engine.settings.sampling
+        return Sampling(chosen.temperature, chosen.top_k, chosen.top_p)
+
+    @property
     def guidance(self) -> float:
         """CFG coefficient of the model whose tokens come out."""
         cfg = self.engine.settings.sampling.cfg
@@ -126,6 +132,8 @@ class Trial:
 
     def roles(self, prompts: list[str]) -> tuple[Role, Role | None]:
         """Both models with their caches, ready for prompts."""
+        if self.column is not None and self.follow is not None:
+            synthetic.choose(self.follow.lm, self.column)
         casts = [Cast.of(self.lead, prompts, self.frames, self.guidance)]
         if self.follow is not None:
             casts.append(Cast.of(self.follow, prompts, self.frames, self._draft_guidance))
@@ -149,8 +157,6 @@ class Trial:
             run = self.peer.ready(self.lead, prompts, self.frames, self.engine.settings.sampling)
             self._ready = lambda keep: self._done(run(requests[0].seed), keep)
         else:
-            if self.column is not None and self.follow is not None:
-                synthetic.choose(self.follow.lm, self.column)
             roles = self.roles(prompts)
             self._ready = lambda keep: self._decode(*roles, [r.seed for r in requests], keep)
         if device.type == "cuda":
@@ -164,13 +170,12 @@ class Trial:
         self._ready = None  # what one case held must not count as another's memory
 
     def _decode(self, lead: Role, follow: Role | None, seeds: list[int], keep: bool) -> None:
-        sampling = self.engine.settings.sampling
         decoded = decode(
             lead,
             follow,
             frames=[self.frames] * len(seeds),
             seeds=seeds,
-            sampling=Sampling(sampling.temperature, sampling.top_k, sampling.top_p),
+            sampling=self.sampling,
             drafting=self.drafting,
             learnt=self.learnt,
         )

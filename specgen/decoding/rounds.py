@@ -118,7 +118,7 @@ class Batch:
         self.index: list[int] = []
         self.origin: list[int] = []
         self.stats: list[DecodeStats] = []
-        self._lengths: list[FixedLength | AutoLength] = []
+        self.lengths: list[FixedLength | AutoLength] = []
 
     def admit(self, row: int, index: int, piece: Piece) -> None:
         """Let piece `index` take a row (the next, or one whose piece was taken).
@@ -141,7 +141,7 @@ class Batch:
 
     @property
     def _state(self) -> tuple[list[Any], ...]:
-        return self.index, self.origin, self.stats, self._lengths
+        return self.index, self.origin, self.stats, self.lengths
 
     def _length(self, row: int) -> FixedLength | AutoLength:
         steps = self._drafting.steps
@@ -204,7 +204,7 @@ class Batch:
         lead, follow = self.lead, self.follow
         rows = range(len(self.index))
         watch = Stopwatch(lead.device)
-        ahead = [length.choose(len(rows)) if follow is not None else 0 for length in self._lengths]
+        ahead = [length.choose(len(rows)) if follow is not None else 0 for length in self.lengths]
         ends = {r: min(lead.known[r] + ahead[r], lead.last[r]) for r in rows}
         before = [row.drafter_steps for row in self.stats]
         passes = 0
@@ -216,7 +216,7 @@ class Batch:
             drafting, verifying = watch.laps()
             self.on_times(passes, drafting, columns, verifying)
         for r in rows:
-            self._lengths[r].observe(
+            self.lengths[r].observe(
                 length=ahead[r],
                 accepted=accepted[r],
                 judged=judged[r],

@@ -10,11 +10,12 @@ import pytest
 
 from specgen.benchmarking.cards import CARDS, REFERENCE, find, pass_seconds, roof
 from specgen.benchmarking.cases import Sweep, expand, synthetic_preset
+from specgen.benchmarking.costs import Book
 from specgen.benchmarking.given import Given
 from specgen.benchmarking.prediction import Passes, Prices, play, predict
 from specgen.benchmarking.shapes import Pair, Shape
 from specgen.benchmarking.synthetic import Wanted, load
-from specgen.benchmarking.trials import Trial
+from specgen.benchmarking.trials import Plan, Trial
 from specgen.decoding.loop import Drafting, decode
 from specgen.decoding.sampling import Sampling
 from specgen.patterns import PatternSpec
@@ -119,3 +120,21 @@ def test_a_roofline_says_that_it_is_predicted(run_bench: Bench, form: str) -> No
     else:
         assert text.startswith("PREDICTED roofline, nothing measured: RTX A4000, 448 GB/s, 16 GB")
         assert "large:flatten" in text and "80 %" in text
+
+
+def test_prices_are_timed_in_rounds_of_the_pair() -> None:
+    """Every length in turn, drafts and passes; for a fixed length, that one alone."""
+    preset = synthetic_preset(Pair.parse("tiny:flatten,tiny:delay"))
+    given = Given((0.8,) * 4, "given")
+    cases = expand([preset], Sweep((1.2,), acceptances=(given,), draft_frames=(None, 1)))[-2:]
+    engine = load(preset, [Wanted(given.values, "coupled")], device="cpu")
+    book = Book(Plan(("a",)))
+    trials = [
+        Trial(case, engine, Drafting(steps=s), 0) for case, s in zip(cases, (None, 4), strict=True)
+    ]
+    book.look(trials[1])
+    prices = book.prices(trials[1], alone=1e-4)
+    assert set(prices.verify) == {1, 5} and prices.verify[1] == 1e-4 and prices.draft > 0
+    book.look(trials[0])
+    seen = book.prices(trials[0], alone=1e-4).verify
+    assert {1, 2, 3, 5, 9, 17} <= set(seen) and all(seconds > 0 for seconds in seen.values())
