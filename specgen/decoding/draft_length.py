@@ -10,10 +10,11 @@ _SHAPE = 0.002  # share of the last round in how prices relate to each other, at
 _SPIKE = 2.0  # times what is expected: the most that a time counts for
 _FORGET = 0.98  # of a row's acceptance, a round that judged guesses
 _PRIOR_JUDGED = 16.0  # weight of what other pieces have shown, in judged steps
-_LONG = 300.0  # judged steps that their acceptance goes back
+_LONG = 120.0  # judged steps that their acceptance goes back
 _SWITCH = 0.03  # how much faster the other way must be, with drafts or without
 _TRIAL, _WASTE = 3, 0.01  # rounds that the other way is tried for; what trying may cost
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 8, 64  # rounds between trials
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 8, 192  # rounds between trials
+_AS_GOOD = 0.99  # of the fastest pace: what a longer draft must have to be taken all the same
 
 
 class Line:
@@ -132,7 +133,10 @@ class Learnt:
 
     Attributes:
         accepted, judged: steps of all pieces, older ones weighing less.
+        pays: whether drafts did when that was last found out.
     """
+
+    pays = True
 
     def __init__(self) -> None:
         self.accepted, self.judged = 0.7 * _PRIOR_JUDGED, _PRIOR_JUDGED
@@ -179,7 +183,9 @@ class AutoLength:
     def __init__(self, ratio: float, learnt: Learnt) -> None:
         self._learnt, self._drafts = learnt, learnt.drafts(ratio)
         self._accepted = self._judged = 0.0
-        self._drafting, self._since = True, 0
+        self._drafting = learnt.pays
+        self._trial = 0  # rounds of the trial that goes on
+        self._pause: int | None = None  # rounds until the next; to be found out
         self._alone = True  # no draft in the last round
 
     def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
@@ -205,23 +211,29 @@ class AutoLength:
         this, other = (best, 0) if self._drafting else (0, best)
         gain = pace / alone - 1 if self._drafting else alone / pace - 1
         if gain < -_SWITCH:
-            self._drafting, self._since = not self._drafting, 0
+            self._drafting = self._learnt.pays = not self._drafting
+            self._trial, self._pause = 0, None
             return other
-        self._since += 1
-        pause = min(max(_SHORTEST_PAUSE, _TRIAL * gain / _WASTE), _LONGEST_PAUSE)
-        if self._since <= pause:
+        if self._pause is None:
+            self._pause = min(max(_SHORTEST_PAUSE, int(_TRIAL * gain / _WASTE)), _LONGEST_PAUSE)
+        if self._pause:
+            self._pause -= 1
             return this
-        if self._since >= pause + _TRIAL:
-            self._since = 0
+        self._trial += 1
+        if self._trial == _TRIAL:
+            self._trial, self._pause = 0, None
         return other
 
     def _best(self, rate: float, costs: Costs) -> tuple[int, float]:
-        """The best draft of one step or more, and its pace."""
+        """The best draft of one step or more, and its pace.
+
+        Of lengths that are as good the longest: a round costs a little beside what is timed.
+        """
         best, fastest, committed = 0, 0.0, 1.0
         for m in range(1, MAX_STEPS + 1):
             committed += rate**m
             pace = committed / (costs.verify(m + 1) + costs.draft_step * self._drafts.at(m))
-            if pace < fastest:
+            if pace < _AS_GOOD * fastest:
                 break  # the steps grow ever more slowly, the price does not
-            best, fastest = m, pace
+            best, fastest = m, max(fastest, pace)
         return best, fastest

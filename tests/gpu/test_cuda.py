@@ -100,6 +100,14 @@ def test_speculative_tokens_are_the_verifiers_own(pattern: PatternSpec, steps: i
 
 
 @needs_card
+def test_float32_tokens_are_those_of_the_cpu() -> None:
+    """Both round in their own way, and read close calls again in float64."""
+    verifier, drafter = model(0, torch.float32), model(1, torch.float32)
+    there, here = run(verifier, drafter, DEVICE), run(verifier, None, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(there, here, strict=True))
+
+
+@needs_card
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_mostly_agrees(dtype: torch.dtype) -> None:
     """Near-ties may part the paths; a wrong cache or mask would part them in the first frames."""
