@@ -11,17 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specgen import config
-from specgen.benchmarking import plot as picture
-from specgen.benchmarking.cases import (
-    DEFAULT_PRESETS,
-    Sweep,
-    expand,
-    quantized,
-    synthetic_preset,
-)
-from specgen.benchmarking.given import Given
-from specgen.benchmarking.shapes import Pair
-from specgen.benchmarking.tables import FORMATS, card, findings, render, static_card
 from specgen.cli.values import (
     check_results_file,
     count,
@@ -36,7 +25,9 @@ from specgen.cli.values import (
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
+    from specgen.benchmarking.given import Given
     from specgen.benchmarking.rows import Document
+    from specgen.benchmarking.shapes import Pair
 
 PEERS = ("audiocraft", "transformers")
 ROOFLINE_SECONDS = 10.0  # of audio, where --duration is left out
@@ -128,6 +119,18 @@ def bench(
     Sides take turns; every run decodes another prompt and seed, the same on every side. Results go
     to stdout, progress to stderr.
     """
+    # Here and not above: they take a tenth of the time in which `specgen --help` answers.
+    from specgen.benchmarking import plot as picture
+    from specgen.benchmarking.cases import (
+        DEFAULT_PRESETS,
+        Sweep,
+        expand,
+        quantized,
+        synthetic_preset,
+    )
+    from specgen.benchmarking.shapes import Pair
+    from specgen.benchmarking.tables import FORMATS, card, findings, render, static_card
+
     if output not in FORMATS:
         raise UserError(f"--output {output!r} is unknown; use {', '.join(FORMATS)}")
     if output_file is not None:
@@ -200,6 +203,8 @@ def _given(
     Raises:
         UserError: what cannot be read.
     """
+    from specgen.benchmarking.given import Given
+
     K = pairs[0].verifier.config.codebooks if pairs else 4
     return unique(
         [
@@ -229,6 +234,7 @@ def _roofline(
         UserError: an unknown card or a format that a roofline has not.
     """
     from specgen.benchmarking import cards
+    from specgen.benchmarking.shapes import Pair
 
     forms = {output} | ({SUFFIXES[output_file.suffix]} if output_file is not None else set())
     wrong = forms - {"table", "md", "json"}

@@ -12,9 +12,8 @@ _FORGET = 0.98  # of a row's acceptance, a round that judged guesses
 _PRIOR_JUDGED = 16.0  # weight of what other pieces have shown, in judged steps
 _LONG = 120.0  # judged steps that their acceptance goes back
 _SWITCH = 0.03  # how much faster the other way must be, with drafts or without
-_TRIAL, _WASTE = 3, 0.01  # rounds that the other way is tried for; what trying may cost
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 8, 192  # rounds between trials
-_AS_GOOD = 0.99  # of the fastest pace: what a longer draft must have to be taken all the same
+_TRIAL, _WASTE = 3, 0.005  # rounds that the other way is tried for; what trying may cost
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 192  # rounds between trials
 
 
 class Line:
@@ -98,6 +97,7 @@ class Costs:
         self._single = Mean(1.0, 0.02)  # a pass of one column, over what the line says
         self._draft = Mean(0.35, _SHAPE)
         self._scale = 0.0
+        self._drafted = True  # whether the last round did
 
     def verify(self, columns: int) -> float:
         """The price of a verify pass over some columns."""
@@ -114,11 +114,18 @@ class Costs:
     def clock(
         self, *, draft_steps: int, draft_seconds: float, columns: int, verify_seconds: float
     ) -> None:
-        """Take in one round's times; what something else on the machine stretched counts little."""
+        """Take in one round's times; what something else on the machine stretched counts little.
+
+        The first round with a draft after some without finds no weights in the cache, and the first
+        without has more than usual there: neither tells what those that follow cost.
+        """
+        changed, self._drafted = self._drafted != bool(draft_steps), bool(draft_steps)
         pace = verify_seconds / self._shape(columns)
         if not self._scale or pace < self._scale / _SPIKE:
             self._scale = pace  # the first one, or those before were stretched
         self._scale += _DRIFT * (min(pace, _SPIKE * self._scale) - self._scale)
+        if changed:
+            return
         cost = min(verify_seconds / self._scale, _SPIKE * self._shape(columns))
         if columns == 1:
             self._single.add(cost / self._line.at(1))
@@ -225,15 +232,12 @@ class AutoLength:
         return other
 
     def _best(self, rate: float, costs: Costs) -> tuple[int, float]:
-        """The best draft of one step or more, and its pace.
-
-        Of lengths that are as good the longest: a round costs a little beside what is timed.
-        """
+        """The best draft of one step or more, and its pace."""
         best, fastest, committed = 0, 0.0, 1.0
         for m in range(1, MAX_STEPS + 1):
             committed += rate**m
             pace = committed / (costs.verify(m + 1) + costs.draft_step * self._drafts.at(m))
-            if pace < _AS_GOOD * fastest:
+            if pace < fastest:
                 break  # the steps grow ever more slowly, the price does not
-            best, fastest = m, max(fastest, pace)
+            best, fastest = m, pace
         return best, fastest

@@ -10,6 +10,7 @@ draft; token values stay on the device. So a draft needs no synchronisation, and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,9 @@ class Batch:
         self._recorded = RecordedDraft.of(self.lead, self.follow, self._draws)
         self._learnt = learnt or Learnt()
         # Told of each round: drafter passes and their seconds, columns verified and theirs.
+        # Of the latter is what the host did since the round before.
         self.on_times: Callable[[int, float, int, float], None] | None = None
+        self._ended = 0.0
         if self._clocked:
             self.on_times = self._learn
         self.index: list[int] = []
@@ -203,6 +206,7 @@ class Batch:
         """One draft and one verifier pass for every row."""
         lead, follow = self.lead, self.follow
         rows = range(len(self.index))
+        beside = time.perf_counter() - self._ended if self._ended else 0.0  # between the rounds
         watch = Stopwatch(lead.device)
         ahead = [length.choose(len(rows)) if follow is not None else 0 for length in self.lengths]
         ends = {r: min(lead.known[r] + ahead[r], lead.last[r]) for r in rows}
@@ -214,7 +218,7 @@ class Batch:
         judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)
         if self.on_times is not None:
             drafting, verifying = watch.laps()
-            self.on_times(passes, drafting, columns, verifying)
+            self.on_times(passes, drafting, columns, verifying + beside)
         for r in rows:
             self.lengths[r].observe(
                 length=ahead[r],
@@ -222,6 +226,7 @@ class Batch:
                 judged=judged[r],
                 draft_steps=self.stats[r].drafter_steps - before[r],
             )
+        self._ended = time.perf_counter()
 
 
 def _draft(

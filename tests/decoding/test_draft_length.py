@@ -277,5 +277,5 @@ def test_a_second_piece_starts_warm() -> None:
     automatic(FLATTEN, DELAY, FLAT, (0.97,) * 4, learnt, seed=1)
     warm, cold = AutoLength(4.0, learnt), AutoLength(4.0, Learnt())
     assert warm.choose(1) > 2 * cold.choose(1)
-    automatic(FLATTEN, DELAY, Prices(EASY.verify, 60.0), (0.3,) * 4, learnt, seed=2, frames=400)
+    automatic(FLATTEN, DELAY, Prices(EASY.verify, 60.0), (0.3,) * 4, learnt, seed=2, frames=600)
     assert AutoLength(4.0, learnt).choose(1) == 0
