@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specgen.bare import bare
-from specgen.lm.transformer import Block, CrossMemory
+from specgen.lm.transformer import Block, CrossMemory, hiding
 
 if TYPE_CHECKING:
     from specgen.lm.model import MusicLM
@@ -56,10 +56,7 @@ def reread(
     positions = torch.arange(x.shape[1], device=x.device)[None]
     added, turn = transformer.position_tables(x.shape[1]).at(positions, x.dtype)
     x = x if added is None else x + added
-    hidden = None
-    if condition is not None and mask is not None and not bool(mask.all()):
-        hidden = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
-        hidden = hidden.masked_fill_(~mask, -torch.inf)[:, None, None]
+    hidden = hiding(mask, x.dtype)
     for block in transformer.blocks:
         with bare():
             wide = Block(config)

@@ -43,6 +43,15 @@ class CrossMemory:
     folded: bool = False
 
 
+def hiding(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to scores of places `[N, L]`, folded or not, so that only real ones are read:
+    `[N, 1, 1, L]`, or None where all are real."""
+    if mask is None or bool(mask.all()):
+        return None
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return added.masked_fill_(~mask, -torch.inf)[:, None, None]
+
+
 def sinusoids(positions: Tensor, dim: int, max_period: float, dtype: torch.dtype) -> Tensor:
     """Cosines, then sines, of `positions`, as audiocraft orders them: `[..., dim]`."""
     half = dim // 2
@@ -256,11 +265,8 @@ class Transformer(nn.Module):
         pairs = [cross.memory(condition) for cross in crosses if cross is not None]
         if fold:
             pairs = [c.fold(*p) for c, p in zip(crosses, pairs, strict=True) if c is not None]
-        added = None
-        if mask is not None and not bool(mask.all()):
-            added = torch.zeros(mask.shape, dtype=condition.dtype, device=condition.device)
-            added = added.masked_fill_(~mask, -torch.inf)[:, None, None]  # serves folded scores too
-        return CrossMemory([k for k, _ in pairs], [v for _, v in pairs], added, fold)
+        keys, values = [k for k, _ in pairs], [v for _, v in pairs]
+        return CrossMemory(keys, values, hiding(mask, condition.dtype), fold)
 
     def folds(self, rows: int, length: int) -> bool:
         """Whether folding conditions of `length` places for `rows` sequences is the same
