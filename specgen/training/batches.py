@@ -38,6 +38,19 @@ class Crop:
     text: str
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an index: one JSON object a line.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+    return [json.loads(line) for line in lines if line]
+
+
 class TokenItems:
     """The items of one split of a token folder (`codes.npy`, `index.jsonl`), memory-mapped.
 
@@ -52,8 +65,7 @@ class TokenItems:
                 f"{folder} holds no tokens (codes.npy, index.jsonl): tokenize a data set"
             )
         self.codes = np.load(codes, mmap_mode="r")
-        rows = [json.loads(line) for line in index.read_text().splitlines() if line]
-        self.rows: list[dict[str, Any]] = [row for row in rows if row["split"] == split]
+        self.rows = [row for row in read_rows(index) if row["split"] == split]
         if not self.rows:
             raise UserError(f"{index} has no {split} items: build a larger data set")
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from specgen.codec.embedded import CodecConfig, EmbeddedCodec, load_codec, save_codec
 from specgen.codec.spectral import SpectralDecoder, SpectralEncoder
 from specgen.errors import UserError
+from specgen.training.batches import read_rows
 from specgen.training.losses import SpectralLoss, log_mel_error, si_sdr, waveform_loss
 
 
@@ -70,10 +71,9 @@ class AudioItems:
         if not index.is_file() or not audio.is_file():
             raise UserError(f"{folder} holds no data set (audio.i16, index.jsonl): render it first")
         self.samples: NDArray[np.int16] = np.memmap(audio, dtype="<i2", mode="r")
-        rows = [json.loads(line) for line in index.read_text().splitlines() if line]
-        self.rows: list[dict[str, Any]] = [
+        self.rows = [
             row
-            for row in rows
+            for row in read_rows(index)
             if (split is None or row["split"] == split) and row["length"] >= shortest
         ]
         if not self.rows:
