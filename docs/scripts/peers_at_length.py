@@ -93,7 +93,7 @@ def ours(model: MusicLM, both: Tensor) -> Callable[[int, int], Marks]:
                 rows=1,
                 capacity=capacity(spec, frames),
                 condition=both[:1],
-                null=both[1:],
+                null=both[1:, :1],
                 guidance=CFG,
             )
             prompt = torch.randint(model.config.card, (model.config.codebooks, length))

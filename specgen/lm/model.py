@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
-from specgen.lm.given import Given, stack
+from specgen.lm.given import Given
 from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
 from specgen.lm.quantized import QuantizedLinear
@@ -128,8 +128,8 @@ class LMSession:
         model: the language model, in evaluation mode.
         condition: `[B, L, condition_dim]`, or None for a model without cross-attention.
         mask: `[B, L]` bool of real places, or None.
-        null: `[1 or B, L, condition_dim]` null condition and
-        null_mask: its mask; needed for guidance.
+        null: null condition, needed for guidance: `[1, 1, condition_dim]`; before the sequence
+            (`prepend`), the beginning of it, `[1, n, dim]`.
         guidance: CFG coefficient; None or 1 runs the conditional half alone.
         rows: B.
         capacity: longest sequence, in steps.
@@ -146,7 +146,6 @@ class LMSession:
         condition: Tensor | None = None,
         mask: Tensor | None = None,
         null: Tensor | None = None,
-        null_mask: Tensor | None = None,
         guidance: float | None = None,
         prepend: bool = False,
     ) -> None:
@@ -155,22 +154,25 @@ class LMSession:
         self.guidance = None if guidance is None or guidance == 1.0 or null is None else guidance
         if condition is not None and mask is None:
             mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
-        if self.guidance is None:
-            null = null_mask = None
-        elif null_mask is None and null is not None:
-            null_mask = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
-        self._given = Given.each(condition, mask, null, null_mask, rows)
+        beside = null[0] if null is not None and self.guidance is not None else None
+        if beside is not None and not prepend and len(beside) != 1:
+            raise ValueError(f"a null condition of {len(beside)} places, not of one")
+        self._given = (
+            []
+            if condition is None or mask is None
+            else [Given(*one, beside) for one in zip(condition, mask, strict=True)]
+        )
         self._prepend = prepend
         prefix = condition if prepend else None
         condition = None if prepend else condition
-        if condition is not None and mask is not None and null is not None:
-            assert null_mask is not None
-            condition, mask = stack(condition, mask, null, null_mask, rows)
         self.memory = (
             None
             if condition is None
             else model.transformer.memory(
-                condition.to(model.dtype), mask, fold=model.transformer.folds(*condition.shape[:2])
+                condition.to(model.dtype),
+                mask,
+                fold=model.transformer.folds(*condition.shape[:2]),
+                null=None if beside is None else beside[0].to(model.dtype),
             )
         )
         self._length = 0 if condition is None else condition.shape[1]
@@ -231,16 +233,15 @@ class LMSession:
         mask = F.pad(mask, (0, missing))[None]
         fresh = self.model.transformer.memory(condition, mask, fold=memory.folded)
         assert fresh is not None
-        at = row * self._doubled
         pairs = zip(memory.keys + memory.values, fresh.keys + fresh.values, strict=True)
         for held, given in pairs:
-            held[at] = given[0]
+            held[row] = given[0]
         if memory.mask is None and fresh.mask is not None:
-            memory.mask = fresh.mask.new_zeros(self.rows * self._doubled, *fresh.mask.shape[1:])
+            memory.mask = fresh.mask.new_zeros(self.rows, *fresh.mask.shape[1:])
             if self.recordings is not None:
                 self.recordings.forget()  # they were recorded without a mask
         if memory.mask is not None:
-            memory.mask[at] = 0 if fresh.mask is None else fresh.mask[0]
+            memory.mask[row] = 0 if fresh.mask is None else fresh.mask[0]
 
     @torch.inference_mode()
     def _begin(self, row: int) -> None:
@@ -299,9 +300,9 @@ class LMSession:
                 held[new] = held[old]
         if self.memory is not None:
             for held in self.memory.keys + self.memory.values:
-                held[new] = held[old]
+                held[target] = held[source]
             if self.memory.mask is not None:
-                self.memory.mask[new] = self.memory.mask[old]
+                self.memory.mask[target] = self.memory.mask[source]
 
     @torch.inference_mode()
     def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:

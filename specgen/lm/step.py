@@ -144,8 +144,7 @@ class Stepper:
             x = x if first else layer.norm1(x)
             if self._memory is not None and layer.cross is not None:
                 query = layer.norm_cross(x) if first else x_in
-                h = self._consult(layer.cross, index, query.view(N, n, dim)).view(N * n, dim)
-                x = x + (h * block.scale_cross if block.scaled else h)
+                self._consult(layer, index, query.view(N, n, dim), x.view(N, n, dim))
                 x = x if first else layer.norm_cross(x)
             h = layer.feed(x)
             x = x + (h * block.scale2 if block.scaled else h)
@@ -173,17 +172,27 @@ class Stepper:
             )
         return layer.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
 
-    def _consult(self, cross: CrossAttention, index: int, x: Tensor) -> Tensor:
-        """Cross-attention of `[N, n, dim]`."""
-        memory = self._memory
-        assert memory is not None
+    def _consult(self, layer: Layer, index: int, query: Tensor, x: Tensor) -> None:
+        """Add to `x` what cross-attention finds for `query`, `[N, n, dim]` both."""
+        memory, cross, block = self._memory, layer.cross, layer.block
+        assert memory is not None and cross is not None
+        if memory.null is not None:
+            query, (x, twins) = query[::2], (x[::2], x[1::2])
+            added = memory.null[index]
+            twins += added * block.scale_cross if block.scaled else added
         keys, values, mask = memory.keys[index], memory.values[index], memory.mask
         if x.shape[0] < keys.shape[0]:
             keys, values = keys[: x.shape[0]], values[: x.shape[0]]
             mask = mask if mask is None else mask[: x.shape[0]]
         if not memory.folded:
-            return cross(x, keys, values, mask)  # type: ignore[no-any-return]
-        scores = torch.bmm(x, keys).view(*x.shape[:2], self.config.heads, -1)  # [N, n, heads, L]
+            h = cross(query, keys, values, mask)
+            x += h * block.scale_cross if block.scaled else h
+            return
+        scores = torch.bmm(query, keys).view(*x.shape[:2], self.config.heads, -1)
         if mask is not None:
-            scores = scores + mask
-        return torch.bmm(scores.softmax(dim=-1).flatten(2), values)
+            scores = scores + mask  # [N, n, heads, L]
+        shares = scores.softmax(dim=-1).flatten(2)
+        if block.scaled:
+            x += torch.bmm(shares, values) * block.scale_cross
+        else:
+            x.baddbmm_(shares, values)

@@ -35,12 +35,16 @@ class CrossMemory:
             `CrossAttention.fold`), `[N, dim, heads L]` and `[N, heads L, dim]`.
         mask: `[N, 1, 1, L]` added to the scores, or None when every place is real.
         folded: whether they hold the query and output products too (for `specgen.lm.step`).
+        null: what the null condition adds to a sequence, `[dim]` a layer: it has a single place,
+            which is read whole, whatever asks. Then the N rows are those of real conditions only,
+            and behind each sequence comes a twin that follows the null condition. None: no twins.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor | None
     folded: bool = False
+    null: list[Tensor] | None = None
 
 
 def hiding(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -147,6 +151,10 @@ class CrossAttention(nn.Module):
             k = self.k_norm(k)
         return self._heads(k).contiguous(), self._heads(v).contiguous()
 
+    def alone(self, place: Tensor) -> Tensor:
+        """What a condition of a single place `[condition_dim]` gives, whatever asks: `[dim]`."""
+        return self.out(self.kv(place[None])[:, self.config.dim :])[0]  # type: ignore[no-any-return]
+
     def fold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys with the query product in them, values with the output product in them.
 
@@ -249,7 +257,12 @@ class Transformer(nn.Module):
         self._tables: PositionTables | None = None
 
     def memory(
-        self, condition: Tensor, mask: Tensor | None = None, *, fold: bool = False
+        self,
+        condition: Tensor,
+        mask: Tensor | None = None,
+        *,
+        fold: bool = False,
+        null: Tensor | None = None,
     ) -> CrossMemory | None:
         """Keys and values of every layer's cross-attention.
 
@@ -257,6 +270,8 @@ class Transformer(nn.Module):
             condition: `[N, L, condition_dim]`.
             mask: `[N, L]` bool, True where a place is real; None: all are.
             fold: fold them (see `folds`).
+            null: `[condition_dim]`, the one place of the null condition that a twin of each row
+                follows, or None.
         """
         config = self.config
         if not config.condition_dim:
@@ -266,10 +281,11 @@ class Transformer(nn.Module):
         if fold:
             pairs = [c.fold(*p) for c, p in zip(crosses, pairs, strict=True) if c is not None]
         keys, values = [k for k, _ in pairs], [v for _, v in pairs]
-        return CrossMemory(keys, values, hiding(mask, condition.dtype), fold)
+        nulls = None if null is None else [c.alone(null) for c in crosses if c is not None]
+        return CrossMemory(keys, values, hiding(mask, condition.dtype), fold, nulls)
 
     def folds(self, rows: int, length: int) -> bool:
-        """Whether folding conditions of `length` places for `rows` sequences is the same
+        """Whether folding `rows` conditions of `length` places is the same
         arithmetic and pays: folded, every row reads numbers of its own, not folded, all rows read
         the query and output weights together, which may be packed."""
         config = self.config

@@ -80,7 +80,7 @@ def condition(rows: int) -> Tensor:
     return torch.randn(64, 3, 8, generator=generator, dtype=torch.float64)[:rows]
 
 
-NULL = torch.zeros(1, 3, 8, dtype=torch.float64)
+NULL = torch.zeros(1, 1, 8, dtype=torch.float64)
 
 
 def role(
@@ -138,7 +138,7 @@ def by_definition(
     """Plain decoding without the loop, the cache or the session: the whole sequence every step."""
     lm, pattern = model("same"), spec.of(frames)
     codes = torch.full((1, K, frames), CARD)
-    memory = lm.transformer.memory(torch.cat([given, NULL]))
+    memory = lm.transformer.memory(torch.cat([given, NULL.expand_as(given)]))
     for s in range(pattern.steps - 1):
         sequence = pattern.build(codes, CARD)[..., : s + 1]
         hidden = lm.hidden(torch.cat([sequence, sequence]), memory)[:, -1]

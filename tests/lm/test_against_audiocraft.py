@@ -123,8 +123,10 @@ def test_greedy_generation_equals_audiocrafts(
 ) -> None:
     """Step by step, with caches and guidance on both sides, in float64."""
     lm = model(torch.float64, condition_dim=32, positions=positions)
-    condition, null = torch.randn(2, ROWS, WORDS, 32, dtype=torch.float64)
-    theirs = peer.build(lm, pattern, torch.cat([condition, null]), fused_attention=False)
+    condition = torch.randn(ROWS, WORDS, 32, dtype=torch.float64)
+    null = torch.randn(1, 1, 32, dtype=torch.float64)
+    both = torch.cat([condition, null.expand_as(condition)])
+    theirs = peer.build(lm, pattern, both, fused_attention=False)
     give_both_the_same_positions(lm, theirs, capacity(pattern, FRAMES))
     expected = theirs.generate(
         conditions=peer.described(ROWS),

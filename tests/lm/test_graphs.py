@@ -69,7 +69,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Strict:
 def session(lm: MusicLM, rows: int, places: int) -> LMSession:
     generator = torch.Generator().manual_seed(9)
     condition = torch.randn(8, 3, 8, generator=generator, dtype=torch.float64)[:rows]
-    null = torch.zeros(1, 3, 8, dtype=torch.float64)
+    null = torch.zeros(1, 1, 8, dtype=torch.float64)
     return LMSession(lm, rows=rows, capacity=places, condition=condition, null=null, guidance=2.0)
 
 

@@ -26,7 +26,7 @@ def drawn(running: LMSession, sequence: Tensor, row: int, codebook: int) -> Tens
 def test_it_reads_what_the_session_reads(name: str, guidance: float | None) -> None:
     model, sequence, vectors = made(CASES[name]), tokens(2, 9), condition(2)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    options = {"guidance": guidance, "null": condition(3)[2:, :3], "mask": mask}
+    options = {"guidance": guidance, "null": condition(3)[2:, :1], "mask": mask}
     running = session(model, vectors, **(options if model.config.condition_dim else {}))
     for row, codebook in ((0, 0), (1, 2)):
         again = running.reread(row, sequence[row], codebook)
@@ -57,7 +57,7 @@ def test_a_condition_that_stands_before(guidance: float | None) -> None:
 
 def test_it_follows_rows_that_are_admitted_and_moved() -> None:
     model, sequence, vectors = made(BASE), tokens(2, 6), condition(4)
-    running = session(model, vectors[:2], null=condition(1) * 0, guidance=2.0)
+    running = session(model, vectors[:2], null=condition(1, 1) * 0, guidance=2.0)
     before = running.reread(1, sequence[1], 0)
     running.admit(1, vectors[3])
     admitted = running.reread(1, sequence[1], 0)
@@ -77,7 +77,7 @@ def test_packed_float32_weights_are_read_in_float64() -> None:
     model.pack()
     assert model.weight_bytes() < 3 * model.parameter_count()  # it is packed
     sequence, vectors = tokens(1, 9).clamp(max=10), condition(1).float()
-    options = {"null": torch.zeros(1, 4, 10), "guidance": 3.0}
+    options = {"null": torch.zeros(1, 1, 10), "guidance": 3.0}
     running = session(model, vectors, **options)
     exact = drawn(session(wide, vectors.double(), **options), sequence, 0, 2)
     assert torch.allclose(running.reread(0, sequence[0], 2), exact, atol=1e-11)

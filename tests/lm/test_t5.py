@@ -241,11 +241,11 @@ def test_one_null_vector_does_what_any_number_does(conditioner: T5Conditioner) -
     lm = model(bias_attn=True)
     condition, mask = conditioner.encode([PROMPTS[1]])
     tokens = torch.randint(8, (1, 2, 4))
-    hidden = [
-        session(lm, condition, mask, torch.zeros(1, length, DIM)).feed(tokens, [0])
-        for length in (1, condition.shape[1])
-    ]
-    assert (hidden[0] - hidden[1]).abs().max() < 1e-5
+    found = session(lm, condition, mask, conditioner.null()).feed(tokens, [0])[1]
+    whole = lm.hidden(tokens, lm.transformer.memory(torch.zeros_like(condition)))[0]
+    assert (found - whole).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="null condition of 5 places"):
+        session(lm, condition, mask, torch.zeros(1, 5, DIM))
 
 
 def test_padding_of_a_neighbour_changes_nothing(conditioner: T5Conditioner) -> None:
