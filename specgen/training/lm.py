@@ -119,7 +119,7 @@ class Trainer:
         rng = np.random.default_rng([recipe.seed, self.step])
         crops, target = targets.draw(phase.batch, phase.frames, rng)
         entropies, divergence, chance = guided_losses(
-            self.model, self.items, crops, target, recipe.guidance
+            self.model, self.items, crops, target, recipe.guidance, recipe.whole_columns
         )
         figures = {
             "loss": float(entropies.detach().mean()),
@@ -260,6 +260,7 @@ def _card(recipe: LMRecipe) -> dict[str, Any]:
         "targets",
         "guidance",
         "distill_weight",
+        "whole_columns",
         "minutes",
         "seed",
         "optimizer",

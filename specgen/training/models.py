@@ -52,7 +52,7 @@ class LMRecipe:
         guidance: the model's own CFG coefficient when it learns targets; None: it learns them
             outright, to draft without guidance.
         acceptance_from: share of the run after which the chance of acceptance itself is maximised,
-            the divergence weighing a tenth.
+            the divergence weighing a tenth; `whole_columns`: that of all guesses of a column.
         encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
         phases: length and number of the crops, part by part of the run.
         start_share: share of crops that begin their item; `condition_dropout`: of crops that see
@@ -78,6 +78,7 @@ class LMRecipe:
     targets: tuple[str, ...] = ()
     guidance: float | None = None
     acceptance_from: float = 1.0
+    whole_columns: bool = False
     encoder_layers: int = 1
     encoder_kernel: int = 5
     max_words: int = 64

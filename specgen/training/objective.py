@@ -71,6 +71,7 @@ def guided_losses(
     crops: Sequence[Crop],
     target: Target,
     guidance: float | None = None,
+    columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How far a drafter is from a verifier's guided distributions.
 
@@ -80,6 +81,8 @@ def guided_losses(
         target: the verifier's distributions.
         guidance: the drafter's own CFG coefficient; None lets it draft without guidance, learning
             the guided distribution outright: half the work of a draft.
+        columns: the chance that a whole column of guesses stands, which is what a verifier of the
+            same pattern needs; otherwise that a single one does.
 
     Returns:
         Mean cross-entropy of each codebook `[K]` in nats, mean KL(target || model), and mean chance
@@ -99,8 +102,24 @@ def guided_losses(
         logp = target.logp[k].flatten(0, 1)
         logq = logq.gather(1, target.entries[k].flatten(0, 1))
         divergences.append(F.kl_div(logq, logp, log_target=True, reduction="batchmean"))
-        chances.append(coupled_chance(logp.exp(), logq.exp()).mean())
-    return torch.stack(entropies), torch.stack(divergences).mean(), torch.stack(chances).mean()
+        chances.append(coupled_chance(logp.exp(), logq.exp()).view(target.logp.shape[1:3]))
+    each = torch.stack(chances, dim=1)  # [B, K, F]
+    chance = column_chance(each, batch.places) if columns else each.mean()
+    return torch.stack(entropies), torch.stack(divergences).mean(), chance
+
+
+def column_chance(chances: Tensor, places: Tensor) -> Tensor:
+    """Mean chance that all guesses of a column stand, over the columns that lie whole in the crop.
+
+    Args:
+        chances: `[B, K, F]`, of each guess.
+        places: `[B, K, F]`, the column of each (see `Batch`).
+    """
+    rows, columns = len(chances), places.flatten(1)
+    empty = chances.new_zeros(rows, int(places.max()) + 1)
+    logs = empty.scatter_add(1, columns, chances.clamp(min=1e-6).log().flatten(1))
+    sizes = empty.scatter_add(1, columns, torch.ones_like(chances).flatten(1))
+    return logs[sizes == sizes.max()].exp().mean()
 
 
 def coupled_chance(p: Tensor, q: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from specgen.decoding.sampling import Sampling, process
 from specgen.errors import UserError
 from specgen.training.batches import Crop, TokenItems
 from specgen.training.lm import Trainer
-from specgen.training.objective import coupled_chance, grid_logits, guided_losses
+from specgen.training.objective import column_chance, coupled_chance, grid_logits, guided_losses
 from specgen.training.targets import TargetMeta, Targets, write_targets
 from tests.training.test_lm import CARD, FRAMES, K, recipe, settings, tokens
 
@@ -119,6 +119,19 @@ def test_the_chance_of_acceptance_is_what_happens() -> None:
     assert (same.float().mean(0) - chance).abs().max() < 0.0125
     listed = coupled_chance(p[:, :6], q[:, :6])  # the rest of q need not be listed
     assert torch.allclose(listed, chance, atol=1e-6)
+
+
+def test_whole_columns_stand_when_all_their_guesses_do() -> None:
+    chances = torch.tensor([[[0.5, 0.8, 0.9], [0.25, 0.5, 1.0]]], dtype=torch.float64)
+    delay = torch.tensor([[[0, 1, 2], [1, 2, 3]]])  # columns 1 and 2 are whole
+    expected = (0.8 * 0.25 + 0.9 * 0.5) / 2
+    assert column_chance(chances, delay).item() == pytest.approx(expected)
+    flatten = torch.tensor([[[0, 2, 4], [1, 3, 5]]])
+    assert column_chance(chances, flatten).item() == pytest.approx(chances.mean().item())
+    none = chances * 0
+    none.requires_grad_(True)
+    column_chance(none, delay).backward()
+    assert none.grad is not None and bool(none.grad.isfinite().all())
 
 
 def test_no_targets_is_one_line(tmp_path: Path) -> None:
