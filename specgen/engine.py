@@ -87,10 +87,11 @@ def load(
     for role in parts:
         check_kind(kinds[role], place)
     dtypes = {role: choose_dtype(dtype or part.dtype, place) for role, part in parts.items()}
-    loaded = {
-        role: load_lm(preset.fetch(part.checkpoint), place, dtypes[role]).quantized(kinds[role])
-        for role, part in parts.items()
-    }
+    raw: dict[str, LMCheckpoint] = {}
+    for role, part in parts.items():
+        folder = preset.fetch(part.checkpoint)
+        raw[role] = load_lm(folder, place, dtypes[role], raw.get("verifier"))
+    loaded = {role: model.quantized(kinds[role]) for role, model in raw.items()}
     verifier, drafter = loaded["verifier"], loaded.get("drafter")
     codec, identity = load_codec(preset.fetch(node.codec.checkpoint), verifier.codec)
     codec.to(place)

@@ -20,7 +20,7 @@ from specgen.devices import free_bytes
 from specgen.errors import UserError
 from specgen.listening import Continuation, Melody, continuations, melodies
 from specgen.lm.chroma import melody_rate, prepends
-from specgen.lm.model import LMSession
+from specgen.lm.session import LMSession
 from specgen.lm.t5 import TextEncoder
 from specgen.windows import Window
 
@@ -57,9 +57,10 @@ class Cast:
         guidance: float | None,
         rows: int | None = None,
         tunes: Sequence[Melody | None] = (),
+        verifier: Cast | None = None,
     ) -> Cast:
         """A model ready to decode up to `frames` frames for each prompt, `rows` of them at a time
-        (None: all), each after its melody if the model follows any."""
+        (None: all), each after its melody if the model follows any; a drafter, for `verifier`."""
         rows = rows or len(prompts)
         with torch.inference_mode():
             waves = [tune and tune.wav for tune in tunes]
@@ -74,6 +75,7 @@ class Cast:
                 null=model.conditioner.null(),
                 guidance=guidance,
                 prepend=prepends(model.conditioner),
+                verifier=None if verifier is None else verifier.session,
             )
         return cls(Role(session, model.pattern), session, condition, mask)
 
@@ -167,7 +169,9 @@ class Sitting:
         self._casts = [Cast.of(engine.verifier, prompts, frames, cfg, self._rows, tunes)]
         if engine.drafter is not None:
             cfg_too = cfg if engine.settings.drafter_cfg else None
-            drafter = Cast.of(engine.drafter, prompts, frames, cfg_too, self._rows, tunes)
+            drafter = Cast.of(
+                engine.drafter, prompts, frames, cfg_too, self._rows, tunes, self._casts[0]
+            )
             self._casts.append(drafter)
         if on_audio is not None:
             for one in self._making:

@@ -22,7 +22,7 @@ from torch import nn
 
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.lm.chroma import prepends
-from specgen.lm.model import LMSession
+from specgen.lm.session import LMSession
 
 WIDTH = 16  # of the tiny T5
 PROMPT = "slow jig on a fiddle"

@@ -37,7 +37,8 @@ from specgen.decoding.lane import Role
 from specgen.decoding.loop import Piece, capacity, decode_pieces
 from specgen.decoding.sampling import Sampling
 from specgen.lm.cache import KVCache
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.lm.step import product
 from specgen.lm.transformer import Block
 from specgen.patterns import PatternSpec

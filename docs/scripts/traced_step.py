@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.engine import load
 from specgen.lm.cache import Span
-from specgen.lm.model import LMSession
+from specgen.lm.session import LMSession
 from specgen.sitting import Cast
 
 PROMPT, FRAMES, START = "a lively jig in D major on the violin", 200, 100

@@ -136,7 +136,8 @@ class Trial:
             synthetic.choose(self.follow.lm, self.column)
         casts = [Cast.of(self.lead, prompts, self.frames, self.guidance)]
         if self.follow is not None:
-            casts.append(Cast.of(self.follow, prompts, self.frames, self._draft_guidance))
+            guidance, lead = self._draft_guidance, casts[0]
+            casts.append(Cast.of(self.follow, prompts, self.frames, guidance, verifier=lead))
         self.cross_bytes = sum(
             tensor.nbytes
             for memory in (cast.session.memory for cast in casts)

@@ -10,6 +10,7 @@ in `text_encoder/`.
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from specgen.checkpoints.base import (
     file_sha256,
     is_finite,
 )
+from specgen.checkpoints.pairing import BORROWED, borrowed, check_follows
 from specgen.checkpoints.plain import from_plain, load_yaml, to_plain
 from specgen.checkpoints.safe import SafeTensors
 from specgen.errors import UserError
@@ -134,13 +136,20 @@ def read_config(folder: Path) -> NativeConfig:
 
 
 def load_lm(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    verifier: LMCheckpoint | None = None,
 ) -> LMCheckpoint:
     """Load a language model in evaluation mode, without gradients; `dtype` None is float32.
 
+    Args:
+        verifier: of a drafter; neither packed nor quantised yet.
+
     Raises:
-        UserError: missing, truncated or corrupt files, unknown or missing keys, or tensors whose
-            names or shapes do not fit the configuration.
+        UserError: missing, truncated or corrupt files, unknown or missing keys, tensors whose
+            names or shapes do not fit the configuration, or a drafter without the verifier whose
+            states it reads.
     """
     from specgen.lm.config import LMConfig
     from specgen.patterns import PatternSpec
@@ -150,9 +159,14 @@ def load_lm(
     pattern = from_plain(PatternSpec, config.pattern, f"{where}: pattern")
     conditioner = _conditioner(config, lm, folder)
     conditioner.to(device=device, dtype=dtype)
+    tensors: Mapping[str, Tensor] = SafeTensors([path], "lm.")
+    if lm.feature_dim:
+        check_follows(config.name, lm, pattern, verifier)
+        assert verifier is not None
+        tensors = ChainMap(dict(tensors), borrowed(verifier))
     return LMCheckpoint(
         name=config.name,
-        lm=build_lm(lm, plan(lm), SafeTensors([path], "lm."), path, device, dtype),
+        lm=build_lm(lm, plan(lm), tensors, path, device, dtype),
         conditioner=conditioner,
         pattern=pattern,
         codec=config.codec,
@@ -295,6 +309,8 @@ def save_lm(checkpoint: LMCheckpoint, folder: Path, dtype: torch.dtype | None = 
     parts = (("lm.", checkpoint.lm.state_dict()), ("conditioner.", conditioner))
     for prefix, state in parts:
         for name, value in state.items():
+            if prefix == "lm." and name in BORROWED and checkpoint.lm.config.feature_dim:
+                continue  # the verifier's
             tensors[prefix + name] = value.detach().to("cpu", dtype).contiguous()
     partial = folder / (WEIGHTS_NAME + ".tmp")
     save_file(tensors, partial)

@@ -11,7 +11,13 @@ from specgen.checkpoints.registry import load_codec, load_lm
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
-    from specgen.config import Preset
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from specgen.config import Preset, VerifierNode
+    from specgen.lm.config import LMConfig
+    from specgen.patterns import PatternSpec
 
 _SHARED = ("sample_rate", "frame_rate", "codebooks", "card", "channels")
 
@@ -55,14 +61,19 @@ def inspect(preset: Preset) -> list[Side]:
     """
     import torch
 
-    sides: list[Side] = []
-    parts = {"verifier": preset.node.verifier, "drafter": preset.drafter}
-    for role, part in parts.items():
-        if part is not None:
-            dtype = getattr(torch, part.dtype)
-            model = load_lm(preset.fetch(part.checkpoint), "cpu", dtype).quantized(part.quantize)
-            sides.append(_side(role, model))
-            del model
+    def load(part: VerifierNode, verifier: LMCheckpoint | None = None) -> LMCheckpoint:
+        folder = preset.fetch(part.checkpoint)
+        return load_lm(folder, "cpu", getattr(torch, part.dtype), verifier)
+
+    lead, drafter = load(preset.node.verifier), preset.drafter
+    follows = drafter is not None and reads_states(preset.fetch(drafter.checkpoint))
+    follower = load(drafter, lead) if drafter is not None and follows else None
+    sides = [_side("verifier", lead.quantized(preset.node.verifier.quantize))]
+    del lead
+    if drafter is not None:
+        model = follower or load(drafter)
+        sides.append(_side("drafter", model.quantized(drafter.quantize)))
+        del model, follower
     codec, identity = load_codec(preset.fetch(preset.node.codec.checkpoint), sides[0].codec)
     weights = sum(p.nbytes for p in codec.parameters())
     name = type(codec).__name__.removesuffix("Codec")
@@ -94,6 +105,47 @@ def text_name(conditioner: Any) -> str:
     name = getattr(inner, "name", None)
     kinds = {"WordEncoder": "its own words", "NoText": "nothing"}
     return str(name) if name else kinds.get(type(inner).__name__, type(inner).__name__)
+
+
+def reads_states(folder: Path) -> bool:
+    """Whether a checkpoint is a drafter that reads its verifier's states."""
+    from specgen.checkpoints import native, registry
+
+    if registry.identify(folder) != registry.NATIVE:
+        return False
+    return bool(native.read_config(folder).lm.get("feature_dim"))
+
+
+BORROWED = ("embedding.weight", "heads.weight", "heads.bias")
+
+
+def borrowed(verifier: LMCheckpoint) -> dict[str, Tensor]:
+    """The tables that a drafter with a `feature_dim` has in common with its verifier, which must
+    not be packed yet."""
+    held = verifier.lm.state_dict()
+    return {name: held[name] for name in BORROWED if name in held}
+
+
+def check_follows(
+    name: str, config: LMConfig, pattern: PatternSpec, verifier: LMCheckpoint | None
+) -> None:
+    """Refuse a verifier whose states a drafter cannot read, or whose tables it cannot use.
+
+    Raises:
+        UserError: says what differs.
+    """
+    if verifier is None:
+        raise UserError(f"{name} only drafts, with its verifier's tables: name it as a drafter")
+    theirs = verifier.lm.config
+    wanted = (config.codebooks, config.card, config.dim, config.feature_dim, config.bias_heads)
+    there = (theirs.codebooks, theirs.card, theirs.dim, 2 * theirs.dim, theirs.bias_heads)
+    if wanted != there or pattern != verifier.pattern:
+        raise UserError(
+            f"{name} reads the states of a {pattern.kind} model {config.dim} wide with "
+            f"{config.codebooks} x {config.card} tokens, not those of {verifier.name} "
+            f"({verifier.pattern.kind}, {theirs.dim} wide, {theirs.codebooks} x {theirs.card}): "
+            "choose the verifier that it was made for"
+        )
 
 
 def check_together(models: Sequence[tuple[str, str, CodecId]], codec: CodecId) -> None:

@@ -82,21 +82,27 @@ def identify(folder: Path) -> str:
 
 
 def load_lm(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    verifier: LMCheckpoint | None = None,
 ) -> LMCheckpoint:
-    """The language model of a folder of any format; `dtype` None is float32.
+    """The language model of a folder of any format; `dtype` None is float32. A drafter in the
+    native format may have tables in common with its `verifier` (see `native.load_lm`).
 
     Raises:
         UserError: see the readers.
     """
     from specgen.checkpoints import audiocraft, huggingface, native
 
+    kind = identify(folder)
+    if kind == NATIVE:
+        return native.load_lm(folder, device, dtype, verifier)
     readers = {
-        NATIVE: native.load_lm,
         TRANSFORMERS: huggingface.load_lm,
         AUDIOCRAFT: audiocraft.load_lm,
     }
-    return readers[identify(folder)](folder, device, dtype)
+    return readers[kind](folder, device, dtype)
 
 
 def has_codec(folder: Path) -> bool:

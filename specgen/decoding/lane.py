@@ -23,7 +23,7 @@ Where = Sequence[tuple[int, int, Coord]]
 
 
 class Scorer(Protocol):
-    """What decoding needs of a language model; `specgen.lm.model.LMSession` is the real one."""
+    """What decoding needs of a language model; `specgen.lm.session.LMSession` is the real one."""
 
     @property
     def card(self) -> int: ...
@@ -45,6 +45,14 @@ class Scorer(Protocol):
 
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """What a drafter's `Scorer` has besides that may read the verifier's states."""
+
+    def hear(self, known: Sequence[int]) -> None:
+        """How many columns of each row the verifier has read that are final."""
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from torch import Tensor
 from specgen.decoding.acceptance import Rule
 from specgen.decoding.draft_length import MAX_STEPS, AutoLength, FixedLength, Learnt
 from specgen.decoding.draws import Draws
-from specgen.decoding.lane import Lane, Role
+from specgen.decoding.lane import Lane, Listener, Role
 from specgen.decoding.lossy import Lenient
 from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
@@ -213,6 +213,8 @@ class Batch:
         before = [row.drafter_steps for row in self.stats]
         passes = 0
         if follow is not None and any(ahead):
+            if isinstance(follow.scorer, Listener):
+                follow.scorer.hear(lead.fed)
             passes = _draft(lead, follow, self._draws, self._recorded, ends, self.stats)
         watch.mark()
         judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)

@@ -21,7 +21,7 @@ from specgen.decoding.sampling import Sampling, cut, perturbed_argmax, process
 
 @runtime_checkable
 class Referee(Protocol):
-    """What a scorer has that can decide close calls; `specgen.lm.model.LMSession` has it."""
+    """What a scorer has that can decide close calls; `specgen.lm.session.LMSession` has it."""
 
     @property
     def tie(self) -> float:

@@ -27,6 +27,9 @@ class LMConfig:
         kv_repeat: query heads that share one key/value head (grouped keys).
         layer_scale: whether each block's output is scaled by a learnt vector.
         past_context: earlier steps that a step attends to beside itself; None: all.
+        feature_dim: width of what a drafter reads of its verifier beside a column's tokens: the
+            states that the verifier drew them from, conditional and null (Li et al. 2024, "EAGLE").
+            Such a drafter also has its verifier's embeddings and heads. 0: an ordinary model.
 
     Raises:
         ValueError: options that contradict each other.
@@ -52,6 +55,7 @@ class LMConfig:
     kv_repeat: int = 1
     layer_scale: bool = False
     past_context: int | None = None
+    feature_dim: int = 0
 
     def __post_init__(self) -> None:
         for name in ("codebooks", "card", "dim", "heads", "layers", "ff_dim", "kv_repeat"):
@@ -65,6 +69,8 @@ class LMConfig:
             raise ValueError("qk_norm and kv_repeat cannot be combined")
         if self.past_context is not None and self.past_context < 1:
             raise ValueError(f"past_context must be at least 1 or None, got {self.past_context}")
+        if self.feature_dim < 0:
+            raise ValueError(f"feature_dim must be 0 or more, got {self.feature_dim}")
         if self.positions not in POSITIONS:
             raise ValueError(
                 f"positions {self.positions!r} is unknown; known: {', '.join(POSITIONS)}"

@@ -1,29 +1,15 @@
-"""The language model over codec tokens, and a decoding session on it."""
+"""The language model over codec tokens."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import replace
-from operator import add
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
-from specgen.lm.given import Given
-from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
 from specgen.lm.quantized import QuantizedLinear
-from specgen.lm.reread import reread
-from specgen.lm.step import Stepper, norm
 from specgen.lm.transformer import CrossMemory, Transformer
-from specgen.lm.upload import upload
-
-# The scores of a float32 pass are off by 5e-6 (root mean square) to 1e-4 (worst of 24,000) on the
-# embedded models; two passes swap two scores that lie further apart than this 3 times in 1e9 draws.
-TIE = 5e-5
 
 
 class MusicLM(nn.Module):
@@ -37,6 +23,9 @@ class MusicLM(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.codebooks * (config.card + 1), config.dim)
+        self.features: nn.Linear | PackedLinear | None = None
+        if config.feature_dim:
+            self.features = nn.Linear(config.feature_dim, config.dim, bias=False)
         self.transformer = Transformer(config)
         self.out_norm = nn.LayerNorm(config.dim) if config.norm_first else None
         self.heads: nn.Linear | PackedHeads = nn.Linear(
@@ -47,21 +36,28 @@ class MusicLM(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         self.offsets: Tensor
 
-    def hidden(self, tokens: Tensor, memory: CrossMemory | None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, memory: CrossMemory | None, features: Tensor | None = None
+    ) -> Tensor:
         """The last layer's output for whole sequences.
 
         Args:
             tokens: `[N, K, S]` token ids, `card` for the special token.
             memory: see `Transformer.memory`.
+            features: `[N, S, feature_dim]`, see `embed`.
 
         Returns:
             `[N, S, dim]`; position s predicts the tokens of step s + 1.
         """
-        return self.finish(self.transformer(self.embed(tokens), memory))
+        return self.finish(self.transformer(self.embed(tokens, features), memory))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Summed embeddings `[N, n, dim]` of columns `[N, K, n]`."""
-        return torch.embedding(self.embedding.weight, tokens + self.offsets).sum(dim=1)
+    def embed(self, tokens: Tensor, features: Tensor | None = None) -> Tensor:
+        """Summed embeddings `[N, n, dim]` of columns `[N, K, n]`, and what is known of the states
+        that they were drawn from (`[N, n, feature_dim]`, zero where nothing is)."""
+        summed = torch.embedding(self.embedding.weight, tokens + self.offsets).sum(dim=1)
+        if features is None or self.features is None:
+            return summed
+        return summed + self.features.forward(features)
 
     def finish(self, x: Tensor) -> Tensor:
         """The norm before the heads, where the model has one."""
@@ -93,6 +89,8 @@ class MusicLM(nn.Module):
         stay the same, but the model cannot be trained any more (see `specgen.lm.packed`)."""
         if self.device.type == "cpu":
             pack_(self.transformer)
+            if isinstance(self.features, nn.Linear) and packs() and fits(self.features.weight):
+                self.features = PackedLinear(self.features.weight)
             if isinstance(self.heads, nn.Linear) and packs() and fits(self.heads.weight):
                 self.heads = PackedHeads(self.heads, self.config.codebooks)
         return self
@@ -115,297 +113,3 @@ class MusicLM(nn.Module):
     def _stored(self) -> list[PackedLinear | QuantizedLinear]:
         """The products that hold their weights in a form of their own."""
         return [m for m in self.modules() if isinstance(m, PackedLinear | QuantizedLinear)]
-
-
-class LMSession:
-    """One batch of sequences being decoded on one model: its cache, its conditions, its guidance.
-
-    This is what the decode loop sees of a model (`specgen.decoding.loop.Scorer`); it knows neither
-    patterns nor sampling. With classifier-free guidance the batch is doubled here and nowhere else:
-    behind each row comes its twin with the null condition.
-
-    Args:
-        model: the language model, in evaluation mode.
-        condition: `[B, L, condition_dim]`, or None for a model without cross-attention.
-        mask: `[B, L]` bool of real places, or None.
-        null: null condition, needed for guidance: `[1, 1, condition_dim]`; before the sequence
-            (`prepend`), the beginning of it, `[1, n, dim]`.
-        guidance: CFG coefficient; None or 1 runs the conditional half alone.
-        rows: B.
-        capacity: longest sequence, in steps.
-        prepend: the condition stands before the sequence, `[B, P, dim]`, instead of being read by
-            cross-attention; the null condition is filled up with zeros to its length.
-    """
-
-    def __init__(
-        self,
-        model: MusicLM,
-        *,
-        rows: int,
-        capacity: int,
-        condition: Tensor | None = None,
-        mask: Tensor | None = None,
-        null: Tensor | None = None,
-        guidance: float | None = None,
-        prepend: bool = False,
-    ) -> None:
-        self.model = model
-        self.rows = rows
-        self.guidance = None if guidance is None or guidance == 1.0 or null is None else guidance
-        if condition is not None and mask is None:
-            mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
-        beside = null[0] if null is not None and self.guidance is not None else None
-        if beside is not None and not prepend and len(beside) != 1:
-            raise ValueError(f"a null condition of {len(beside)} places, not of one")
-        self._given = (
-            []
-            if condition is None or mask is None
-            else [Given(*one, beside) for one in zip(condition, mask, strict=True)]
-        )
-        self._prepend = prepend
-        prefix = condition if prepend else None
-        condition = None if prepend else condition
-        self.memory = (
-            None
-            if condition is None
-            else model.transformer.memory(
-                condition.to(model.dtype),
-                mask,
-                fold=model.transformer.folds(*condition.shape[:2]),
-                null=None if beside is None else beside[0].to(model.dtype),
-            )
-        )
-        self._length = 0 if condition is None else condition.shape[1]
-        self._doubled = 2 if self.guidance is not None else 1
-        total, before = rows * self._doubled, 0 if prefix is None else prefix.shape[1]
-        self.cache = KVCache(model.config, total, before + capacity, model.device, model.dtype)
-        self._run = Stepper(model.transformer, self.memory, self.cache)
-        self._finish = norm(model.out_norm)
-        record = recorder(model.device)
-        self.recordings: Recordings | None = None
-        self._graphs: GraphedPass | None = None
-        if record is not None:
-            self.recordings = Recordings(record)
-            self._graphs = GraphedPass(
-                self._pass_anywhere,
-                self.recordings,
-                codebooks=model.config.codebooks,
-                special=model.config.card,
-                capacity=self.cache.capacity,
-                device=model.device,
-            )
-        self._before = [0] * rows  # positions that each row's prefix takes
-        if prefix is not None:
-            for row in range(rows):
-                self._begin(row)
-
-    @property
-    def card(self) -> int:
-        return self.model.config.card
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def capacity(self) -> int:
-        return self.cache.capacity
-
-    @torch.inference_mode()
-    def admit(self, row: int, condition: Tensor, mask: Tensor | None = None) -> None:
-        """Give a row another condition, for a new sequence.
-
-        Args:
-            condition: `[L', condition_dim]`, no longer than the session's.
-            mask: `[L']` bool of real places, or None.
-        """
-        memory = self.memory
-        if mask is None:
-            mask = torch.ones(condition.shape[:1], dtype=torch.bool, device=condition.device)
-        if self._given:
-            self._given[row] = replace(self._given[row], condition=condition, mask=mask)
-        if self._before[row]:
-            self._begin(row)
-        if memory is None:
-            return
-        missing = self._length - condition.shape[0]
-        condition = F.pad(condition.to(self.model.dtype), (0, 0, 0, missing))[None]
-        mask = F.pad(mask, (0, missing))[None]
-        fresh = self.model.transformer.memory(condition, mask, fold=memory.folded)
-        assert fresh is not None
-        pairs = zip(memory.keys + memory.values, fresh.keys + fresh.values, strict=True)
-        for held, given in pairs:
-            held[row] = given[0]
-        if memory.mask is None and fresh.mask is not None:
-            memory.mask = fresh.mask.new_zeros(self.rows, *fresh.mask.shape[1:])
-            if self.recordings is not None:
-                self.recordings.forget()  # they were recorded without a mask
-        if memory.mask is not None:
-            memory.mask[row] = 0 if fresh.mask is None else fresh.mask[0]
-
-    @torch.inference_mode()
-    def _begin(self, row: int) -> None:
-        """Keep keys and values of a row's prefix and its null twin, for a new sequence.
-
-        By itself, so that a row does not depend on its neighbours.
-        """
-        model, d = self.model, self._doubled
-        pair = self._given[row].prefix().to(model.dtype)
-        size = pair.shape[1]
-        own = KVCache(model.config, d, size, model.device, model.dtype)
-        past = model.config.past_context
-        span = Span.of((0,) * d, size, model.device, model.dtype, past)
-        Stepper(model.transformer, None, own)(pair, span)
-        for pairs in zip(self.cache.layers, own.layers, strict=True):
-            for held, made in zip(*pairs, strict=True):
-                held[d * row : d * row + d, :, :size] = made
-        self._before[row] = size
-
-    @property
-    def tie(self) -> float:
-        """How near two scores may be for rounding to swap them; 0 where `reread` cannot help,
-        since rounding swaps too many (16 bit), or none (float64)."""
-        return TIE if self.model.dtype == torch.float32 else 0.0
-
-    @torch.inference_mode()
-    def reread(self, row: int, columns: Tensor, codebook: int) -> Tensor:
-        """What follows a sequence in a row, in float64, whatever passes came before.
-
-        Args:
-            row: whose condition it has.
-            columns: `[K, n]` tokens, all of the sequence.
-            codebook: whose logits.
-
-        Returns:
-            `[card]` guided logits.
-        """
-        condition = mask = prefix = None
-        if self._given and self._prepend:
-            prefix = self._given[row].prefix()
-        elif self._given:
-            condition, mask = self._given[row].pair()
-        out = reread(self.model, columns, codebook, condition=condition, mask=mask, prefix=prefix)
-        return self._guide(out.expand(self._doubled, -1))
-
-    @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Let row `target` be what row `source` is."""
-        d = self._doubled
-        self._before[target] = self._before[source]
-        if self._given:
-            self._given[target] = self._given[source]
-        old, new = slice(d * source, d * source + d), slice(d * target, d * target + d)
-        for layer in self.cache.layers:
-            for held in layer:
-                held[new] = held[old]
-        if self.memory is not None:
-            for held in self.memory.keys + self.memory.values:
-                held[target] = held[source]
-            if self.memory.mask is not None:
-                self.memory.mask[target] = self.memory.mask[source]
-
-    @torch.inference_mode()
-    def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
-        """Run a block of columns and keep its keys and values.
-
-        Args:
-            tokens: `[B', K, n]` token ids of the first B' rows.
-            starts: the position of the first column, a row; what the cache holds from there on is
-                forgotten.
-
-        Returns:
-            `[N', n', dim]` hidden states for `logits`, n' >= n; good until the next call.
-        """
-        model, d = self.model, self._doubled
-        places = self.positions(starts)
-        if self._graphs is not None:
-            return self._graphs(tokens, places)
-        places = tuple(place for place in places for _ in range(d))
-        past = model.config.past_context
-        span = Span.of(places, tokens.shape[-1], model.device, model.dtype, past)
-        return self._pass(tokens, span)
-
-    def positions(self, starts: Sequence[int]) -> tuple[int, ...]:
-        """Where columns lie in the cache: behind each row's prefix."""
-        return tuple(map(add, starts, self._before))
-
-    @torch.inference_mode()
-    def columns(self, tokens: Tensor, starts: Tensor, places: Tensor, reach: int) -> Tensor:
-        """`feed` and `logits` of one whole column a row, as one function of tensors.
-
-        Args:
-            tokens: `[B', K, n]`.
-            starts: `[B']` position of each row's first column in the cache (see `positions`).
-            places: `[B']` place in the block of the column whose prediction is wanted.
-            reach: positions that the pass reads, at least the last start + n.
-
-        Returns:
-            `[B', K, card]` guided logits.
-        """
-        hidden = self._pass_anywhere(tokens, starts, reach)
-        picked = hidden.gather(
-            1, places.repeat_interleave(self._doubled)[:, None, None].expand(-1, 1, hidden.shape[2])
-        )
-        out = self.model.all_heads(picked[:, 0])
-        return self._guide(out.view(-1, self._doubled, *out.shape[1:]).transpose(0, 1))
-
-    def _pass_anywhere(self, tokens: Tensor, starts: Tensor, reach: int) -> Tensor:
-        """A pass that knows where its columns lie from `starts` `[B]` on the device alone."""
-        model, config = self.model, self.model.config
-        starts = starts.repeat_interleave(self._doubled)
-        span = Span.at(starts, tokens.shape[-1], reach, model.dtype, config.past_context)
-        return self._pass(tokens, span)
-
-    def _pass(self, tokens: Tensor, span: Span) -> Tensor:
-        if self._doubled == 2:
-            tokens = tokens.repeat_interleave(2, dim=0)
-        return self._finish(self._run(self.model.embed(tokens), span))
-
-    @torch.inference_mode()
-    def logits(
-        self, hidden: Tensor, rows: Sequence[int], places: Sequence[int], codebooks: Sequence[int]
-    ) -> Tensor:
-        """Guided logits of chosen coordinates, in float32 (float64 stays).
-
-        Args:
-            hidden: what `feed` returned.
-            rows, places, codebooks: for each of M coordinates, its batch row, the place of its
-                predicting column within the block, and its codebook.
-
-        Returns:
-            `[M, card]`.
-        """
-        model = self.model
-        K, n = model.config.codebooks, hidden.shape[1]
-        # Whole columns (all of delay but its ends) take all K heads in one product.
-        columns = list(zip(rows, places, strict=True))
-        whole = list(codebooks) == list(range(K)) * (len(codebooks) // K) and all(
-            columns[i] == columns[i + K - 1] for i in range(0, len(columns), K)
-        )
-        index = [r * n + p for r, p in columns[:: K if whole else 1]]
-        twins = hidden.view(-1, self._doubled, n, hidden.shape[-1]).transpose(0, 1)
-        halves = twins.reshape(self._doubled, -1, hidden.shape[-1])
-        picked = halves[:, _regular(index, hidden.device)]
-        if whole:
-            out = model.all_heads(picked).flatten(1, 2)
-        else:
-            out = picked.new_empty(*picked.shape[:2], model.config.card)
-            for k in set(codebooks):
-                at = _regular([i for i, c in enumerate(codebooks) if c == k], hidden.device)
-                out[:, at] = model.head(picked[:, at], k)
-        return self._guide(out)
-
-    def _guide(self, out: Tensor) -> Tensor:
-        """Guided logits in float32 (float64 stays) from those of both halves, `[1 or 2, ...]`."""
-        out = out if out.dtype == torch.float64 else out.float()
-        if self.guidance is None:
-            return out[0]
-        return torch.lerp(out[1], out[0], self.guidance)
-
-
-def _regular(index: Sequence[int], device: torch.device) -> slice | Tensor:
-    """An index as a slice where it has one stride (most have: a view costs nothing)."""
-    step = index[1] - index[0] if len(index) > 1 else 1
-    if step > 0 and list(index) == list(range(index[0], index[-1] + 1, step)):
-        return slice(index[0], index[-1] + 1, step)
-    return upload(index, device)

@@ -93,10 +93,16 @@ class CropStyle:
     word_dropout: float = 0.05
 
 
-def draw_crops(items: TokenItems, style: CropStyle, rng: np.random.Generator) -> list[Crop]:
-    """A batch of crops; every item must be long enough (else `UserError`)."""
+def draw_crops(
+    items: TokenItems,
+    style: CropStyle,
+    rng: np.random.Generator,
+    rows: Sequence[int] | None = None,
+) -> list[Crop]:
+    """A batch of crops, of random items or those at `rows`; every item must be long enough (else
+    `UserError`)."""
     crops = []
-    for row in rng.integers(len(items.rows), size=style.count).tolist():
+    for row in rng.integers(len(items.rows), size=style.count).tolist() if rows is None else rows:
         item = items.rows[row]
         if item["length"] < style.frames:
             raise UserError(

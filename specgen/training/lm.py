@@ -47,7 +47,7 @@ class Trainer:
         )
         self.teacher: LMCheckpoint | None = None
         self.targets = [Targets(Path(folder)) for folder in recipe.targets]
-        modules = (self.model.lm, self.model.conditioner)
+        modules = list(self._modules().values())
         self.optimizers = optimizers(
             modules,
             recipe.optimizer,
@@ -118,8 +118,18 @@ class Trainer:
         phase = next(p for p in recipe.phases if self.progress <= p.until)
         rng = np.random.default_rng([recipe.seed, self.step])
         crops, target = targets.draw(phase.batch, phase.frames, rng)
+        features = None
+        if recipe.lm.feature_dim:  # while drafting on, the newest columns have none yet
+            known = rng.random((*target.features.shape[:2], 1)) >= recipe.feature_dropout
+            features = target.features * torch.from_numpy(known)
         entropies, divergence, chance = guided_losses(
-            self.model, self.items, crops, target, recipe.guidance, recipe.whole_columns
+            self.model,
+            self.items,
+            crops,
+            target,
+            recipe.guidance,
+            recipe.whole_columns,
+            features,
         )
         figures = {
             "loss": float(entropies.detach().mean()),
@@ -242,8 +252,13 @@ class Trainer:
         self.step, self.seconds, self.heard = state["step"], state["seconds"], state["heard"]
 
     def _names(self) -> dict[str, Tensor]:
-        modules = (("lm", self.model.lm), ("conditioner", self.model.conditioner))
+        modules = self._modules().items()
         return {f"{p}.{name}": v for p, module in modules for name, v in module.named_parameters()}
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        """What learns: the model, and its text encoder if it has one."""
+        parts = {"lm": self.model.lm, "conditioner": self.model.conditioner}
+        return {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

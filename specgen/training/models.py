@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from specgen.checkpoints.base import NoText
 from specgen.checkpoints.native import LMCheckpoint, codec_id
+from specgen.checkpoints.pairing import borrowed, check_follows
 from specgen.decoding.loop import steps_per_frame
 from specgen.errors import UserError
 from specgen.lm.conditioning import WordEncoder, WordEncoderConfig, close_synonyms
@@ -43,7 +45,8 @@ class LMRecipe:
         lm, pattern: the model and its codebook pattern.
         tokens: folder of the tokenised data set; `codec`: the checkpoint folder that made it.
         work: folder of the run's state and log; `export`: the checkpoint folder it writes.
-        init: checkpoint folder to start from (its vocabulary too), if any.
+        init: checkpoint folder to start from (its vocabulary too), if any; of a drafter with a
+            `feature_dim`, its verifier.
         teacher: checkpoint folder whose distributions are learnt, if any.
         distill_weight: share of KL(teacher || model) in the loss; the rest is cross-entropy.
         distill_from: share of the run after which the teacher is loaded and listened to.
@@ -53,6 +56,7 @@ class LMRecipe:
             outright, to draft without guidance.
         acceptance_from: share of the run after which the chance of acceptance itself is maximised,
             the divergence weighing a tenth; `whole_columns`: that of all guesses of a column.
+        feature_dropout: share of the columns whose features (`LMConfig.feature_dim`) are left out.
         encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
         phases: length and number of the crops, part by part of the run.
         start_share: share of crops that begin their item; `condition_dropout`: of crops that see
@@ -79,6 +83,7 @@ class LMRecipe:
     guidance: float | None = None
     acceptance_from: float = 1.0
     whole_columns: bool = False
+    feature_dropout: float = 0.1
     encoder_layers: int = 1
     encoder_kernel: int = 5
     max_words: int = 64
@@ -147,6 +152,8 @@ def inherit(recipe: LMRecipe, parent: LMCheckpoint) -> LMCheckpoint:
     Raises:
         UserError: the shapes differ.
     """
+    if recipe.lm.feature_dim:
+        return follower(recipe, parent)
     if parent.lm.config != recipe.lm:
         raise UserError(f"recipe {recipe.name}: init {recipe.init} is a model of another shape")
     parent.lm.requires_grad_(True).train()
@@ -159,6 +166,24 @@ def inherit(recipe: LMRecipe, parent: LMCheckpoint) -> LMCheckpoint:
     return replace(
         parent, name=recipe.name, pattern=recipe.pattern, codec=codec, training={}, sha256=""
     )
+
+
+def follower(recipe: LMRecipe, verifier: LMCheckpoint) -> LMCheckpoint:
+    """A fresh drafter that reads its verifier's states, between the verifier's own embeddings and
+    heads, which do not learn.
+
+    Raises:
+        UserError: it could not follow that verifier.
+    """
+    check_follows(recipe.name, recipe.lm, recipe.pattern, verifier)
+    torch.manual_seed(recipe.seed)
+    lm = MusicLM(recipe.lm)
+    initialise(lm, recipe.lm.layers)
+    lm.load_state_dict(borrowed(verifier), strict=False)
+    for part in (lm.embedding, lm.heads):
+        part.requires_grad_(False)
+    codec = codec_id(Path(recipe.codec))
+    return LMCheckpoint(recipe.name, lm, NoText(), recipe.pattern, codec, recipe.max_frames)
 
 
 def stretch(lm: MusicLM, factor: float) -> None:

@@ -21,20 +21,32 @@ if TYPE_CHECKING:
     from specgen.training.targets import Target
 
 
-def picked_hidden(model: LMCheckpoint, batch: Batch, texts: Sequence[str]) -> Tensor:
-    """Teacher-forced hidden states of the batch's coordinates, `[K, B, F, dim]`."""
-    condition, mask = model.conditioner([model.conditioner.tokenize(text).ids for text in texts])
-    memory = model.lm.transformer.memory(condition, mask)
-    hidden = model.lm.hidden(batch.inputs, memory)  # [B, n, dim]
+def states(
+    model: LMCheckpoint, batch: Batch, texts: Sequence[str], features: Tensor | None = None
+) -> Tensor:
+    """Teacher-forced hidden states of the batch's columns, `[B, n, dim]`."""
+    memory = None
+    if model.lm.config.condition_dim:
+        words = [model.conditioner.tokenize(text).ids for text in texts]
+        memory = model.lm.transformer.memory(*model.conditioner(words))
+    return model.lm.hidden(batch.inputs, memory, features)
+
+
+def picked(hidden: Tensor, batch: Batch) -> Tensor:
+    """Of the states of columns those that predict the coordinates, `[K, B, F, dim]`."""
     rows = torch.arange(hidden.shape[0])[:, None]
     return torch.stack([hidden[rows, batch.places[:, k]] for k in range(batch.places.shape[1])])
+
+
+def head_logits(model: LMCheckpoint, hidden: Tensor) -> Tensor:
+    """Logits `[K, B, F, card]` of picked states."""
+    return torch.stack([model.lm.head(h, k) for k, h in enumerate(hidden)])
 
 
 def grid_logits(model: LMCheckpoint, items: TokenItems, crops: Sequence[Crop]) -> Tensor:
     """Teacher-forced logits of every coordinate of the crops, `[K, B, F, card]`."""
     batch = write_batch(items, crops, model.pattern, model.lm.config.special)
-    hidden = picked_hidden(model, batch, [crop.text for crop in crops])
-    return torch.stack([model.lm.head(h, k) for k, h in enumerate(hidden)])
+    return head_logits(model, picked(states(model, batch, [crop.text for crop in crops]), batch))
 
 
 def losses(
@@ -48,7 +60,7 @@ def losses(
     The condition of a crop, null condition included, is the same for both models.
     """
     batch = write_batch(items, crops, model.pattern, model.lm.config.special)
-    hidden = picked_hidden(model, batch, [crop.text for crop in crops])
+    hidden = picked(states(model, batch, [crop.text for crop in crops]), batch)
     given = None
     if teacher is not None:
         with torch.no_grad():
@@ -72,6 +84,7 @@ def guided_losses(
     target: Target,
     guidance: float | None = None,
     columns: bool = False,
+    features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How far a drafter is from a verifier's guided distributions.
 
@@ -83,6 +96,7 @@ def guided_losses(
             the guided distribution outright: half the work of a draft.
         columns: the chance that a whole column of guesses stands, which is what a verifier of the
             same pattern needs; otherwise that a single one does.
+        features: `[B, n, feature_dim]`, what the drafter reads of the verifier's states.
 
     Returns:
         Mean cross-entropy of each codebook `[K]` in nats, mean KL(target || model), and mean chance
@@ -90,8 +104,10 @@ def guided_losses(
     """
     batch = write_batch(items, crops, model.pattern, model.lm.config.special)
     texts = [crop.text for crop in crops]
-    hidden = picked_hidden(model, batch, texts)
-    null = None if guidance is None else picked_hidden(model, batch, [""] * len(texts))
+    hidden = picked(states(model, batch, texts, features), batch)
+    null = None
+    if guidance is not None:
+        null = picked(states(model, batch, [""] * len(texts), features), batch)
     entropies, divergences, chances = [], [], []
     for k, h in enumerate(hidden):
         logits = model.lm.head(h, k)

@@ -70,7 +70,8 @@ def optimizers(
     """AdamW for everything (`kind` "adamw"), or Muon for the transformers' matrices ("muon").
 
     Embeddings, heads and vectors always learn by AdamW; only matrices decay. A row of an embedding
-    table is touched by few tokens, so it bears a rate `embedding_scale` times as high.
+    table is touched by few tokens, so it bears a rate `embedding_scale` times as high. Weights
+    without gradients are left alone.
     """
     inner: list[Tensor] = []
     heads: list[Tensor] = []
@@ -78,6 +79,8 @@ def optimizers(
     vectors: list[Tensor] = []
     for module in modules:
         for name, value in module.named_parameters():
+            if not value.requires_grad:
+                continue
             if "embedding" in name:
                 tables.append(value)
             elif value.dim() != 2:

@@ -1,11 +1,12 @@
 """A teacher's guided distributions, worked out once and learnt from many times.
 
-    python -m specgen.training.targets TEACHER OUT [--hours 2.5] [--guidance 3] [--top-k 250]
+    python -m specgen.training.targets TEACHER OUT [--hours 2.5] [--guidance 3] [--states]
 
 What a drafter has to match is not the verifier's raw output but what is sampled from: after
 classifier-free guidance and top-k. That takes two passes of a large model for every crop; a small
 student reads each crop several times. So the targets are written to a folder (`codes`, `logp`,
-`crops.jsonl`), which a student may read while it still grows. An interrupted run goes on.
+`states` for drafters that read those, `crops.jsonl`), which a student may read while it still
+grows. An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from specgen.checkpoints.native import LMCheckpoint, load_lm
 from specgen.errors import UserError, command
-from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
-from specgen.training.objective import grid_logits
+from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops, write_batch
+from specgen.training.objective import head_logits, picked, states
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class TargetMeta:
         crops: how many there will be.
         seed: of the crops.
         codebooks: K.
+        columns, features: columns of a crop, and numbers a column that are kept of the teacher's
+            states, conditional and null; 0: none.
     """
 
     teacher: str
@@ -50,14 +54,19 @@ class TargetMeta:
     crops: int
     seed: int = 5
     codebooks: int = 4
+    columns: int = 0
+    features: int = 0
 
 
 @dataclass(frozen=True)
 class Target:
-    """Entries `[K, B, F, k]` int64 and their log-probabilities, float32, summing to 1."""
+    """Entries `[K, B, F, k]` int64 and their log-probabilities, float32, summing to 1; `features`
+    `[B, n, 2 dim]`: the teacher's states, a column late, so that what stands beside a column is
+    what it was drawn from. Empty where none are kept."""
 
     entries: Tensor
     logp: Tensor
+    features: Tensor
 
 
 class Targets:
@@ -73,7 +82,7 @@ class Targets:
         if not path.is_file():
             raise UserError(f"{folder} holds no targets: run python -m specgen.training.targets")
         self.meta = TargetMeta(**json.loads(path.read_text()))
-        self._codes, self._logp = _arrays(folder, self.meta, "r")
+        self._codes, self._logp, self._states = _arrays(folder, self.meta, "r")
 
     def finished(self) -> list[Crop]:
         """The crops that are there by now."""
@@ -82,7 +91,16 @@ class Targets:
         return [Crop(**json.loads(line)) for line in lines]
 
     def read(self, places: Sequence[int], offsets: Sequence[int], frames: int) -> Target:
-        """Targets of `frames` frames from each offset on, of the crops at `places`."""
+        """Targets of `frames` frames from each offset on, of the crops at `places`.
+
+        Raises:
+            UserError: a part of a crop, but states are kept for whole crops.
+        """
+        if self.meta.features and frames < self.meta.frames:
+            raise UserError(
+                f"{self.folder} keeps states for crops of {self.meta.frames} frames, not {frames}: "
+                "let the recipe's phases have that many"
+            )
         spans = [slice(offset, offset + frames) for offset in offsets]
         codes = np.stack([self._codes[i, s] for i, s in zip(places, spans, strict=True)])
         logp = np.stack([self._logp[i, s] for i, s in zip(places, spans, strict=True)])
@@ -90,6 +108,7 @@ class Targets:
         return Target(
             torch.from_numpy(codes.astype(np.int64)).permute(order),
             torch.from_numpy(logp.astype(np.float32)).permute(order).log_softmax(dim=-1),
+            torch.from_numpy(self._states[list(places)].astype(np.float32)),
         )
 
     def draw(self, count: int, frames: int, rng: np.random.Generator) -> tuple[list[Crop], Target]:
@@ -107,24 +126,34 @@ class Targets:
 
 def _arrays(
     folder: Path, meta: TargetMeta, mode: Literal["r", "r+", "w+"]
-) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
-    shape = (meta.crops, meta.frames, meta.codebooks, meta.top_k)
-    codes, logp = folder / "codes.npy", folder / "logp.npy"
-    if mode == "w+":
-        return (
-            np.lib.format.open_memmap(codes, mode=mode, dtype=np.int16, shape=shape),
-            np.lib.format.open_memmap(logp, mode=mode, dtype=np.float16, shape=shape),
-        )
-    return np.load(codes, mmap_mode=mode), np.load(logp, mmap_mode=mode)
+) -> tuple[NDArray[np.int16], NDArray[np.float16], NDArray[np.float16]]:
+    each = (meta.crops, meta.frames, meta.codebooks, meta.top_k)
+    states = (meta.crops, meta.columns, meta.features)
+    parts = {"codes": (np.int16, each), "logp": (np.float16, each), "states": (np.float16, states)}
+    made = []
+    for name, (dtype, shape) in parts.items():
+        path = folder / f"{name}.npy"
+        if not all(shape):
+            made.append(np.zeros(shape, dtype))
+        elif mode == "w+":
+            made.append(np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape))
+        else:
+            made.append(np.load(path, mmap_mode=mode))
+    codes, logp, kept = made
+    return codes, logp, kept
 
 
 @torch.inference_mode()
 def guided(teacher: LMCheckpoint, items: TokenItems, crop: Crop, meta: TargetMeta) -> Target:
     """One crop's target: logits with the caption and without, guided, and cut to the top k."""
-    both = grid_logits(teacher, items, [crop, replace(crop, text="")])
+    pair = [crop, replace(crop, text="")]
+    batch = write_batch(items, pair, teacher.pattern, teacher.lm.config.special)
+    hidden = states(teacher, batch, [one.text for one in pair])
+    both = head_logits(teacher, picked(hidden, batch))
     logits = torch.lerp(both[:, 1:], both[:, :1], meta.guidance)
     best = logits.topk(meta.top_k, dim=-1)
-    return Target(best.indices, best.values.log_softmax(dim=-1))
+    late = F.pad(hidden.transpose(0, 1).flatten(1), (0, 0, 1, -1))  # [n, 2 dim]
+    return Target(best.indices, best.values.log_softmax(dim=-1), late[None, :, : meta.features])
 
 
 def write_targets(teacher: LMCheckpoint, items: TokenItems, folder: Path, meta: TargetMeta) -> None:
@@ -140,15 +169,18 @@ def write_targets(teacher: LMCheckpoint, items: TokenItems, folder: Path, meta: 
     if not path.is_file():
         _arrays(folder, meta, "w+")
         path.write_text(json.dumps(asdict(meta)))
-    codes, logp = _arrays(folder, meta, "r+")
+    codes, logp, kept = _arrays(folder, meta, "r+")
     style = CropStyle(count=1, frames=meta.frames, condition_dropout=0.0)
     done = len(Targets(folder).finished())
     with (folder / "crops.jsonl").open("a", buffering=1) as index:
         for number in range(done, meta.crops):
-            crop = draw_crops(items, style, np.random.default_rng([meta.seed, number]))[0]
+            rng = np.random.default_rng([meta.seed, number])
+            crop = draw_crops(items, style, rng, [number % len(items.rows)])[0]
             target = guided(teacher, items, crop, meta)
             codes[number] = target.entries[:, 0].permute(1, 0, 2).numpy()
             logp[number] = target.logp[:, 0].permute(1, 0, 2).numpy()
+            if meta.features:
+                kept[number] = target.features[0].numpy()
             index.write(json.dumps(asdict(crop)) + "\n")
 
 
@@ -163,6 +195,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--top-k", type=int, default=250)
+    parser.add_argument("--states", action="store_true", help="keep the teacher's states")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     teacher = load_lm(options.teacher)
@@ -174,6 +207,8 @@ def main(arguments: Sequence[str]) -> None:
         options.frames,
         crops,
         codebooks=teacher.codec.codebooks,
+        columns=teacher.pattern.of(options.frames).steps - 1 if options.states else 0,
+        features=2 * teacher.lm.config.dim if options.states else 0,
     )
     write_targets(teacher, TokenItems(options.tokens, "train"), options.out, meta)
 

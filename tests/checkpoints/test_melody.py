@@ -19,7 +19,7 @@ from specgen.decoding.loop import capacity, decode
 from specgen.decoding.sampling import Sampling
 from specgen.errors import UserError
 from specgen.lm.chroma import ChromaConfig, PrefixConditioner
-from specgen.lm.model import LMSession
+from specgen.lm.session import LMSession
 from tests.codec import test_encodec
 from tests.lm import test_chroma, test_t5
 

@@ -7,6 +7,7 @@ between two best entries. Rows of a batch carry different seeds, lengths and con
 import copy
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from random import Random
@@ -31,7 +32,8 @@ from specgen.decoding.noise import Purpose, gumbels
 from specgen.decoding.sampling import Sampling, process
 from specgen.decoding.stats import DecodeStats
 from specgen.lm.config import LMConfig
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.patterns import PatternSpec
 from tests.decoding.mocks import TableScorer, capacity_for
 
@@ -58,7 +60,8 @@ ROWS = 6  # 36 pairs of patterns: 216 seeds
 
 @cache
 def model(kind: str) -> MusicLM:
-    """The verifier ("same"), an unrelated model, or the verifier with noise on every weight."""
+    """The verifier ("same"), an unrelated model, the verifier with noise on every weight, or one
+    that reads the verifier's states ("follows")."""
     if kind == "noise":
         near = copy.deepcopy(model("same"))
         generator = torch.Generator().manual_seed(5)
@@ -66,8 +69,10 @@ def model(kind: str) -> MusicLM:
             for p in near.parameters():
                 p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.02)
         return near
-    torch.manual_seed(KINDS.index(kind))
+    torch.manual_seed((*KINDS, "follows").index(kind))
     config = LMConfig(K, CARD, 16, 2, 2, 32, condition_dim=8, positions="rope")
+    if kind == "follows":
+        config = replace(config, layers=1, condition_dim=0, feature_dim=32)
     made = MusicLM(config).double().eval()
     with torch.no_grad():
         made.heads.weight.mul_(3)  # logits with something to say
@@ -84,15 +89,23 @@ NULL = torch.zeros(1, 1, 8, dtype=torch.float64)
 
 
 def role(
-    kind: str, spec: PatternSpec, frames: int, given: Tensor, guidance: float | None = 2.0
+    kind: str,
+    spec: PatternSpec,
+    frames: int,
+    given: Tensor,
+    guidance: float | None = 2.0,
+    verifier: Role | None = None,
 ) -> Role:
+    lead = None if verifier is None else verifier.scorer
+    assert lead is None or isinstance(lead, LMSession)
     session = LMSession(
         model(kind),
         rows=len(given),
         capacity=capacity(spec, frames),
-        condition=given,
+        condition=given if model(kind).config.condition_dim else None,
         null=NULL,
-        guidance=guidance,
+        guidance=guidance if model(kind).config.condition_dim else None,
+        verifier=lead,
     )
     return Role(session, spec)
 
@@ -114,9 +127,10 @@ def run(
     learnt: Learnt | None = None,
 ) -> Decoded:
     given = condition(len(frames)) if given is None else given
+    lead = role("same", verifier, max(frames), given)
     return decode(
-        role("same", verifier, max(frames), given),
-        None if drafter is None else role(kind, drafter, max(frames), given, guidance),
+        lead,
+        None if drafter is None else role(kind, drafter, max(frames), given, guidance, lead),
         frames=frames,
         seeds=seeds,
         sampling=sampling,
@@ -202,6 +216,18 @@ def test_every_draft_length(pair: tuple[str, str], frames_ahead: int | None) -> 
     steps = None if frames_ahead is None else frames_ahead * steps_per_frame(SPECS[verifier])
     made = run(SPECS[verifier], SPECS[drafter], kind, [13, 10], [71, 72], steps=steps)
     assert_same(made, expected_for(verifier))
+
+
+@pytest.mark.parametrize("name", ["delay", "odd_delay", "flatten"])
+@pytest.mark.parametrize("steps", [1, 2, 5, None])
+def test_a_drafter_that_reads_the_verifiers_states(name: str, steps: int | None) -> None:
+    """Rows of unlike length, some of which leave early; from nothing and from a prompt."""
+    frames, seeds = [9, 4, 7, 9], [31, 32, 33, 34]
+    plain = run(SPECS[name], None, "", frames, seeds)
+    assert_same(run(SPECS[name], SPECS[name], "follows", frames, seeds, steps=steps), plain)
+    prompt = torch.stack([codes[:, :3] for codes in plain.codes])
+    made = run(SPECS[name], SPECS[name], "follows", frames, seeds, steps=steps, prompt=prompt)
+    assert_same(made, plain)
 
 
 @pytest.mark.parametrize("pair", PAIRS[:2], ids="-".join)

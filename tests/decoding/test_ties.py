@@ -15,7 +15,7 @@ from specgen.decoding.loop import Decoded, Drafting, decode
 from specgen.decoding.sampling import Sampling, perturbed_argmax, process
 from specgen.decoding.stats import DecodeStats
 from specgen.decoding.ties import Referee, close_calls, settle
-from specgen.lm.model import LMSession
+from specgen.lm.session import LMSession
 from specgen.patterns import PatternSpec
 from tests.decoding.test_identity import DELAY, FLATTEN, GREEDY, SAMPLING, condition, role
 

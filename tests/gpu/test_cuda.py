@@ -17,7 +17,8 @@ from specgen.decoding.noise import NoiseField, Purpose
 from specgen.decoding.sampling import Sampling
 from specgen.lm.config import LMConfig
 from specgen.lm.graphs import SWITCH
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.patterns import PatternSpec
 
 CUDA = torch.cuda.is_available()

@@ -12,7 +12,8 @@ from specgen.decoding.lane import Role
 from specgen.decoding.loop import capacity, decode
 from specgen.decoding.sampling import Sampling
 from specgen.lm.config import LMConfig
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.lm.transformer import PositionTables, rotations, sinusoids
 from specgen.patterns import PatternSpec
 from tests.peers import stand_ins

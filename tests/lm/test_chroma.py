@@ -26,7 +26,8 @@ from specgen.decoding.sampling import Sampling
 from specgen.errors import UserError
 from specgen.lm.chroma import ChromaConditioner, ChromaConfig, PrefixConditioner, chromagram
 from specgen.lm.config import LMConfig
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.lm.t5 import T5Conditioner
 from specgen.lm.transformer import PositionTables, rotations, sinusoids
 from specgen.patterns import PatternSpec

@@ -17,10 +17,11 @@ from specgen.decoding.lane import MAX_BLOCK, Role
 from specgen.decoding.loop import Drafting, capacity, decode
 from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
-from specgen.lm import model
+from specgen.lm import session as sessions
 from specgen.lm.config import LMConfig
 from specgen.lm.graphs import SWITCH, WIDTHS, Call, GraphedPass, Recordings, bucket, recorder
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.patterns import PatternSpec
 
 CONFIG = LMConfig(4, 16, 16, 2, 2, 32, condition_dim=8, positions="rope")
@@ -62,7 +63,7 @@ def made(seed: int, config: LMConfig = CONFIG) -> MusicLM:
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Strict:
     kept = Strict()
-    monkeypatch.setattr(model, "recorder", lambda device: kept)
+    monkeypatch.setattr(sessions, "recorder", lambda device: kept)
     return kept
 
 
@@ -111,7 +112,7 @@ def test_a_decode_is_the_same(
     plain = codes(spec, steps, **arguments)
     kept, done = Strict(), []
     step = RecordedDraft.step
-    monkeypatch.setattr(model, "recorder", lambda device: kept)
+    monkeypatch.setattr(sessions, "recorder", lambda device: kept)
     monkeypatch.setattr(RecordedDraft, "step", lambda *a: done.append(step(*a)) or done[-1])
     recorded = codes(spec, steps, **arguments)
     assert kept.replays > 20

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 
 BASE = LMConfig(codebooks=3, card=11, dim=24, heads=3, layers=2, ff_dim=32, condition_dim=10)
 VARIANTS = {

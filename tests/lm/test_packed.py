@@ -8,8 +8,9 @@ from torch import nn
 
 from specgen.benchmarking.bandwidth import pass_bytes
 from specgen.lm.config import LMConfig
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs
+from specgen.lm.session import LMSession
 
 WIDE = LMConfig(
     codebooks=2,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from tests.lm.test_model import BASE, VARIANTS, condition, made, session, tokens
 
 CASES = {**VARIANTS, "past": replace(BASE, positions="rope", past_context=3)}

@@ -17,7 +17,8 @@ from torch import Tensor
 from specgen.engine import Request, load
 from specgen.errors import UserError
 from specgen.lm.config import LMConfig
-from specgen.lm.model import LMSession, MusicLM
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
 from specgen.lm.t5 import MAX_TOKENS, T5Conditioner, TextEncoder
 from tests.peers import stand_ins
 

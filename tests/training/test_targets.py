@@ -10,13 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from specgen.checkpoints.native import LMCheckpoint, load_lm
+from specgen.checkpoints.native import LMCheckpoint, load_lm, read_tensors
 from specgen.decoding.sampling import Sampling, process
 from specgen.errors import UserError
-from specgen.training.batches import Crop, TokenItems
+from specgen.patterns import PatternSpec
+from specgen.training.batches import Crop, TokenItems, write_batch
 from specgen.training.lm import Trainer
-from specgen.training.objective import column_chance, coupled_chance, grid_logits, guided_losses
+from specgen.training.objective import (
+    column_chance,
+    coupled_chance,
+    grid_logits,
+    guided_losses,
+    states,
+)
 from specgen.training.targets import TargetMeta, Targets, write_targets
 from tests.training.test_lm import CARD, FRAMES, K, recipe, settings, tokens
 
@@ -148,3 +156,78 @@ def test_a_null_crop_is_its_own_guide(teacher: LMCheckpoint, tokens: Path, tmp_p
     with torch.inference_mode():
         own = grid_logits(teacher, items, [crop]).log_softmax(-1)
     assert (own.gather(-1, target.entries) - target.logp).abs().max() < 1e-5
+
+
+@pytest.fixture
+def verifier(recipe: dict[str, Any]) -> LMCheckpoint:
+    """A delay model that has seen a little."""
+    export = recipe["export"] + "-verifier"
+    Trainer(settings(recipe, steps=40, work=recipe["work"] + "-verifier", export=export)).run()
+    return load_lm(Path(export))
+
+
+def test_kept_states_are_those_a_column_was_drawn_from(
+    verifier: LMCheckpoint, tokens: Path, tmp_path: Path
+) -> None:
+    steps = verifier.pattern.of(FRAMES).steps
+    dim = verifier.lm.config.dim
+    meta = replace(META, frames=FRAMES, crops=3, columns=steps - 1, features=2 * dim)
+    items = TokenItems(tokens, "train")
+    write_targets(verifier, items, tmp_path / "states", meta)
+    targets = Targets(tmp_path / "states")
+    crops, target = targets.draw(2, FRAMES, np.random.default_rng(4))
+    for crop, kept in zip(crops, target.features, strict=True):
+        batch = write_batch(items, [crop], verifier.pattern, CARD)
+        for half, text in zip(kept.split(dim, dim=-1), (crop.text, ""), strict=True):
+            own = states(verifier, batch, [text])[0]
+            assert not half[0].any() and (half[1:] - own[:-1]).abs().max() < 5e-3  # float16
+    with pytest.raises(UserError, match="keeps states for crops of 24 frames, not 10"):
+        targets.draw(2, 10, np.random.default_rng(4))
+
+
+def test_a_drafter_learns_to_read_its_verifiers_states(
+    recipe: dict[str, Any], verifier: LMCheckpoint, tokens: Path, tmp_path: Path
+) -> None:
+    steps, dim = verifier.pattern.of(FRAMES).steps, verifier.lm.config.dim
+    meta = replace(META, frames=FRAMES, columns=steps - 1, features=2 * dim)
+    items = TokenItems(tokens, "train")
+    write_targets(verifier, items, tmp_path / "states", meta)
+    options = recipe["lm"] | {"condition_dim": 0, "feature_dim": 2 * dim}
+    learning = settings(
+        recipe,
+        lm=options,
+        init=recipe["export"] + "-verifier",
+        work=recipe["work"] + "-follower",
+        export=recipe["export"] + "-follower",
+        targets=[str(tmp_path / "states")],
+        distill_weight=1.0,
+        whole_columns=True,
+        acceptance_from=0.7,
+        phases=[{"until": 1.0, "batch": 2, "frames": FRAMES}],
+        steps=120,
+    )
+    trainer = Trainer(learning)
+    crops, target = Targets(tmp_path / "states").draw(6, FRAMES, np.random.default_rng(2))
+
+    def chance(features: Tensor | None) -> float:
+        with torch.no_grad():
+            return float(
+                guided_losses(trainer.model, items, crops, target, None, True, features)[2]
+            )
+
+    before = chance(target.features)
+    trainer.run()
+    assert chance(target.features) > before + 0.1
+    assert chance(target.features) > chance(None) + 0.02  # it does read them
+    folder = Path(recipe["export"] + "-follower")
+    with pytest.raises(UserError, match="only drafts, with its verifier's tables"):
+        load_lm(folder)
+    drafter = load_lm(folder, verifier=verifier)
+    for name in ("embedding.weight", "heads.weight"):
+        assert torch.equal(drafter.lm.get_parameter(name), verifier.lm.get_parameter(name))
+    assert not {"lm.embedding.weight", "lm.heads.weight"} & set(
+        read_tensors(folder / "model.safetensors")
+    )
+    other = replace(verifier, pattern=PatternSpec("flatten", K), name="another")
+    with pytest.raises(UserError, match=r"reads the states of a delay model.*another .flatten"):
+        load_lm(folder, verifier=other)

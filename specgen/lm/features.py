@@ -1,0 +1,68 @@
+"""What a drafter may read of its verifier: the states that tokens were drawn from.
+
+Where a verifier has read a column, its last layer says more of what comes than the tokens drawn
+from it do. A drafter of the same pattern takes that state in beside the next column (Li et al.
+2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty"), both halves of it
+where there is guidance. It only guesses, so the verifier's output depends on none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specgen.lm.upload import upload
+
+
+class Features:
+    """A verifier's states, column by column.
+
+    Args:
+        rows, capacity: of the verifier's session.
+        width: numbers a column: `feature_dim` of the drafter.
+        device, dtype: the drafter's.
+
+    Attributes:
+        known: of each row, how many columns the verifier has read that are final.
+    """
+
+    def __init__(
+        self, rows: int, capacity: int, width: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        # A column late: beside a column stands what it was drawn from. The first has nothing.
+        self._beside = torch.zeros(rows, capacity + 1, width, device=device, dtype=dtype)
+        self.known = [0] * rows
+        self._rows = torch.arange(rows, device=device)[:, None]
+
+    def keep(self, states: Tensor, starts: Sequence[int]) -> None:
+        """Remember the states `[B, n, at most width]` of columns from each row's start on."""
+        held = self._beside[: states.shape[0], :, : states.shape[2]]
+        size = states.shape[1]
+        if min(starts) == max(starts):
+            held[:, starts[0] + 1 : starts[0] + 1 + size] = states
+            return
+        first = upload(starts, held.device)[:, None]
+        index = first + torch.arange(1, size + 1, device=held.device)
+        held[self._rows[: len(starts)], index] = states.to(held.dtype)
+
+    def beside(self, starts: Sequence[int], size: int) -> Tensor:
+        """What stands beside columns from each row's start on, `[B, size, width]`; zero where the
+        verifier has not read the column before."""
+        device = self._beside.device
+        if min(starts) == max(starts):
+            found = self._beside[: len(starts), starts[0] : starts[0] + size]
+        else:
+            index = upload(starts, device)[:, None] + torch.arange(size, device=device)
+            found = self._beside[self._rows[: len(starts)], index]
+        there = [known + 1 - start for known, start in zip(self.known, starts, strict=False)]
+        if min(there) >= size:
+            return found
+        kept = torch.arange(size, device=device) < upload(there, device)[:, None]
+        return found * kept[..., None]
+
+    def move(self, source: int, target: int) -> None:
+        """Let row `target` be what row `source` is."""
+        self._beside[target] = self._beside[source]
+        self.known[target] = self.known[source]

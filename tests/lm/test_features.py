@@ -1,0 +1,110 @@
+"""A drafter that reads its verifier's states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from specgen.lm.features import Features
+from specgen.lm.model import MusicLM
+from specgen.lm.session import LMSession
+from tests.lm.test_model import BASE, condition, made, tokens
+
+ROPE = replace(BASE, positions="rope")
+ROWS, WIDTH = 3, 5
+
+
+def filled(starts: Sequence[int], size: int) -> tuple[Features, Tensor]:
+    """States of `size` columns a row from `starts` on, known as far as they go."""
+    torch.manual_seed(3)
+    features = Features(ROWS, 12, WIDTH, torch.device("cpu"), torch.float64)
+    states = torch.randn(ROWS, size, WIDTH, dtype=torch.float64)
+    features.keep(states, starts)
+    features.known = [start + size for start in starts]
+    return features, states
+
+
+@pytest.mark.parametrize("starts", [[0, 0, 0], [0, 2, 1]])
+def test_beside_a_column_stands_the_state_it_was_drawn_from(starts: list[int]) -> None:
+    features, states = filled(starts, 4)
+    assert torch.equal(features.beside([s + 1 for s in starts], 4), states)
+
+
+@pytest.mark.parametrize("starts", [[2, 2, 2], [3, 2, 0]])
+def test_what_the_verifier_has_not_read_is_zero(starts: list[int]) -> None:
+    features, states = filled([0, 0, 0], 5)
+    features.known = [2, 3, 4]
+    found = features.beside(starts, 3)
+    late = F.pad(states, (0, 0, 1, 0))  # the first column was drawn from nothing
+    for row, (start, known) in enumerate(zip(starts, features.known, strict=True)):
+        for place in range(3):
+            there = start + place <= known
+            expected = late[row, start + place] if there else torch.zeros(WIDTH).double()
+            assert torch.equal(found[row, place], expected)
+
+
+def test_states_of_one_half_leave_the_other_at_zero() -> None:
+    features = Features(1, 4, WIDTH, torch.device("cpu"), torch.float64)
+    features.keep(torch.ones(1, 2, 3, dtype=torch.float64), [0])
+    features.known = [2]
+    assert features.beside([1], 1).tolist() == [[[1, 1, 1, 0, 0]]]
+
+
+def pair(rows: int, guidance: float | None) -> tuple[MusicLM, MusicLM, LMSession, LMSession]:
+    """A verifier and a drafter that reads it."""
+    verifier = made(ROPE)
+    follower = made(replace(ROPE, layers=1, condition_dim=0, feature_dim=2 * ROPE.dim))
+    given = condition(rows)
+    options = {"condition": given, "null": condition(1, 1), "guidance": guidance}
+    lead = LMSession(verifier, rows=rows, capacity=16, **options)  # type: ignore[arg-type]
+    return verifier, follower, lead, LMSession(follower, rows=rows, capacity=16, verifier=lead)
+
+
+@pytest.mark.parametrize("guidance", [None, 2.5])
+@pytest.mark.parametrize("blocks", [[1, 1, 1, 1, 1, 1], [3, 3], [2, 1, 3]])
+def test_columns_on_a_cache_equal_the_whole_sequence(
+    guidance: float | None, blocks: list[int]
+) -> None:
+    verifier, follower, lead, drafter = pair(2, guidance)
+    sequence = tokens(2, 6)
+    given = verifier.transformer.memory(condition(2))
+    null = verifier.transformer.memory(condition(1, 1).expand(2, -1, -1))
+    halves = [verifier.hidden(sequence, given)]
+    halves += [verifier.hidden(sequence, null) if guidance else torch.zeros_like(halves[0])]
+    late = F.pad(torch.cat(halves, dim=-1), (0, 0, 1, -1))
+    expected = follower.hidden(sequence, None, late)
+    at, parts = 0, []
+    for size in blocks:
+        block = sequence[..., at : at + size]
+        lead.feed(block, [at] * 2)
+        drafter.hear([at + size] * 2)
+        parts.append(drafter.feed(block, [at] * 2).clone())
+        at += size
+    assert torch.allclose(torch.cat(parts, dim=1), expected, atol=1e-12)
+    assert not torch.allclose(expected, follower.hidden(sequence, None), atol=1e-3)
+
+
+def test_rows_move_with_their_states() -> None:
+    _, _, lead, drafter = pair(3, 2.0)
+    sequence = tokens(3, 4)
+    lead.feed(sequence, [0] * 3)
+    drafter.hear([4] * 3)
+    expected = drafter.feed(sequence, [0] * 3)[2].clone()
+    lead.move(2, 0)
+    drafter.move(2, 0)
+    drafter.hear([4])
+    assert torch.allclose(drafter.feed(sequence[2:], [0])[0], expected, atol=1e-12)
+
+
+def test_a_drafter_without_its_verifier_reads_nothing() -> None:
+    _, follower, _, _ = pair(1, None)
+    alone = LMSession(follower, rows=1, capacity=16)
+    alone.hear([3])
+    assert torch.allclose(
+        alone.feed(tokens(1, 4), [0]), follower.hidden(tokens(1, 4), None), atol=1e-12
+    )
