@@ -51,6 +51,10 @@ class Scorer(Protocol):
 class Listener(Protocol):
     """What a drafter's `Scorer` has besides that may read the verifier's states."""
 
+    @property
+    def listens(self) -> bool:
+        """Whether it does."""
+
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final."""
 

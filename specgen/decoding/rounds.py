@@ -209,12 +209,16 @@ class Batch:
         beside = time.perf_counter() - self._ended if self._ended else 0.0  # between the rounds
         watch = Stopwatch(lead.device)
         ahead = [length.choose(len(rows)) if follow is not None else 0 for length in self.lengths]
+        scorer = None if follow is None else follow.scorer
+        if isinstance(scorer, Listener) and scorer.listens:
+            scorer.hear(lead.fed)
+            # A given start is first read by the verifier, so that its states are there to be heard.
+            unread = [lead.given_frames(r) > 0 and not lead.fed[r] for r in rows]
+            ahead = [0 if wait else n for n, wait in zip(ahead, unread, strict=True)]
         ends = {r: min(lead.known[r] + ahead[r], lead.last[r]) for r in rows}
         before = [row.drafter_steps for row in self.stats]
         passes = 0
         if follow is not None and any(ahead):
-            if isinstance(follow.scorer, Listener):
-                follow.scorer.hear(lead.fed)
             passes = _draft(lead, follow, self._draws, self._recorded, ends, self.stats)
         watch.mark()
         judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)

@@ -130,6 +130,11 @@ class LMSession:
         self._kept = Features(self.rows, capacity, width, self.device, dtype)
         return self._kept
 
+    @property
+    def listens(self) -> bool:
+        """Whether this drafter reads its verifier's states."""
+        return self._read is not None
+
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final (`Features`)."""
         if self._read is not None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from specgen.checkpoints.native import WEIGHTS_NAME
@@ -32,9 +33,29 @@ CHAINS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("small-delay-guided",),),
     (("targets:base-flatten-long",),),
     (("small-delay-long",),),
+    (("samples:base-delay",),),
+    (("targets:base-delay-own",),),
+    (("feature-delay",),),
 )
-# Hours of targets, and frames of their crops; a teacher in delay is four times quicker.
-TARGETS = {"base-flatten": (2.5, 200), "base-delay": (1.2, 200), "base-flatten-long": (0.5, 500)}
+
+
+@dataclass(frozen=True)
+class TargetRun:
+    """Targets to write: the recipe whose model teaches, hours of them (a teacher in delay is four
+    times quicker), frames of their crops; `own`: on the teacher's own clips, its states kept."""
+
+    teacher: str
+    hours: float
+    frames: int
+    own: bool = False
+
+
+TARGETS = {
+    "base-flatten": TargetRun("base-flatten", 2.5, 200),
+    "base-delay": TargetRun("base-delay", 1.2, 200),
+    "base-flatten-long": TargetRun("base-flatten", 0.5, 500),
+    "base-delay-own": TargetRun("base-delay", 2.35, 600, own=True),
+}
 
 
 def run_alone(command: Sequence[str]) -> None:
@@ -50,23 +71,34 @@ def run_alone(command: Sequence[str]) -> None:
 
 
 def run_chain(folder: Path, names: Sequence[str]) -> None:
-    """Run recipes one after the other; `targets:TEACHER` writes that teacher's targets."""
+    """Run recipes one after the other; `targets:NAME` writes those of `TARGETS`, `samples:MODEL`
+    lets an embedded model write music to learn from."""
     for name in names:
         print(f"embedded: {name}", file=sys.stderr, flush=True)
         if name.startswith("targets:"):
             write_targets(folder, name.removeprefix("targets:"))
             continue
+        if name.startswith("samples:"):
+            model = name.removeprefix("samples:")
+            run_alone(["specgen.training.samples", f"embedded-{model}", own_tokens(model)])
+            continue
         run_alone(["specgen.training.recipes", str(folder / f"{name}.yaml"), f"kind={_kind(name)}"])
 
 
-def write_targets(folder: Path, teacher: str) -> None:
+def own_tokens(model: str) -> str:
+    """Where a model's own clips go."""
+    return f"runs/tokens-{model.removeprefix('base-')}"
+
+
+def write_targets(folder: Path, name: str) -> None:
     """Write a teacher's guided distributions where the recipes look for them."""
-    _, recipe = load_recipe(folder / f"{teacher.removesuffix('-long')}.yaml")
-    out = f"runs/targets-{teacher.removeprefix('base-')}"
-    tokens = str(recipe.get("tokens", "runs/tokens"))
-    hours, frames = TARGETS[teacher]
+    run = TARGETS[name]
+    _, recipe = load_recipe(folder / f"{run.teacher}.yaml")
+    tokens = own_tokens(run.teacher) if run.own else str(recipe.get("tokens", "runs/tokens"))
+    out = f"runs/targets-{name.removeprefix('base-')}"
     command = ["specgen.training.targets", str(recipe["export"]), out, "--tokens", tokens]
-    run_alone([*command, "--hours", str(hours), "--frames", str(frames)])
+    command += ["--hours", str(run.hours), "--frames", str(run.frames)]
+    run_alone(command + ["--states"] * run.own)
 
 
 def _kind(name: str) -> str:

@@ -156,6 +156,8 @@ class Trainer:
                 if self.step % recipe.log_every == 0:
                     means = {key: sum(values) / len(values) for key, values in seen.items()}
                     speed = self.heard / self.seconds
+                    if "acceptance" in means:
+                        self.figures["training_acceptance"] = means["acceptance"]
                     log.write(self._line({**means, "audio_seconds_per_second": speed}))
                     seen = {}
                 if self.seconds - validated > 60 * recipe.validate_every_minutes:
@@ -175,14 +177,19 @@ class Trainer:
         return json.dumps({**row, **_rounded(values)}) + "\n"
 
     def validate(self) -> dict[str, Any]:
-        """Held-out cross-entropy of the averaged weights, beside the unigram entropy, in nats."""
+        """Held-out cross-entropy of the averaged weights, beside the unigram entropy, in nats.
+
+        A drafter that reads its verifier's states is not asked what it would say without them.
+        """
+        if self.recipe.lm.feature_dim:
+            return self.figures
         began = time.perf_counter()
         self.average.swap()
         entropies = held_out_entropy(
             self.model, self.held_out, self.recipe.validation_crops, self.recipe.validation_frames
         )
         self.average.swap()
-        self.figures = {
+        self.figures |= {
             "held_out_nats": entropies,
             "held_out_mean_nats": sum(entropies) / len(entropies),
             "unigram_nats": self.unigram,

@@ -15,7 +15,7 @@ from specgen.training.models import LMRecipe
 from specgen.training.recipes import load_recipe
 
 STAGES = [name for chains in embedded.CHAINS for names in chains for name in names]
-LANGUAGE = [name for name in STAGES if not name.startswith("targets:")]
+LANGUAGE = [name for name in STAGES if ":" not in name]
 
 
 @pytest.fixture
@@ -77,9 +77,13 @@ def test_the_chain_runs_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
     def run(command: Sequence[str]) -> None:
-        teacher = command[0] == "specgen.training.targets"
-        long = "-long" if teacher and command[2].endswith("-long") else ""
-        ran.append(("targets:" if teacher else "") + Path(command[1]).stem + long)
+        kind = command[0].removeprefix("specgen.training.")
+        name = Path(command[1]).stem.removeprefix("embedded-")
+        if kind == "targets":
+            own = command[command.index("--tokens") + 1] == embedded.own_tokens(name)
+            assert own == ("--states" in command) == command[2].endswith("-own")
+            name += command[2].removeprefix(f"runs/targets-{name.removeprefix('base-')}")
+        ran.append(name if kind == "recipes" else f"{kind}:{name}")
 
     monkeypatch.setattr(embedded, "run_alone", run)
     monkeypatch.setattr(embedded, "tokenize", lambda folder: ran.append("tokenize"))
