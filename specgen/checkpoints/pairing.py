@@ -91,7 +91,7 @@ def _side(role: str, model: LMCheckpoint) -> Side:
         model.name,
         model.codec,
         model.pattern.kind,
-        text_name(model.conditioner),
+        STATES if config.feature_dim else text_name(model.conditioner),
         model.guidance,
         model.max_frames,
         model.lm.weight_bytes(),
@@ -116,6 +116,7 @@ def reads_states(folder: Path) -> bool:
     return bool(native.read_config(folder).lm.get("feature_dim"))
 
 
+STATES = "its verifier's states"
 BORROWED = ("embedding.weight", "heads.weight", "heads.bias")
 
 

@@ -84,6 +84,8 @@ def _print_sides(sides: Sequence[Side]) -> None:
 
 
 def _notes(preset: config.Preset, sides: Sequence[Side]) -> list[str]:
+    from specgen.checkpoints.pairing import STATES
+
     seconds, cfg = preset.node.duration.max, preset.node.sampling.cfg
     need = sum(side.bytes(seconds) for side in sides)
     cards = [card for card in _CARDS if need * 1.1 < card * 1e9]
@@ -92,7 +94,7 @@ def _notes(preset: config.Preset, sides: Sequence[Side]) -> list[str]:
         "they can work together",
         f"weights and one clip of {seconds:g} s take {need / 1e9:.1f} GB: {fits}",
     ]
-    texts = {side.text for side in sides if side.text}
+    texts = {side.text for side in sides if side.text and side.text != STATES}
     if len(texts) > 1:
         lines.append(f"they read their prompts through different encoders: {', '.join(texts)}")
     lines += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +100,7 @@ def draw(logits: Tensor, gumbel: Tensor, sampling: Sampling) -> Tensor:
     """`perturbed_argmax(process(logits, sampling), gumbel)`; on the CPU mostly without processing.
 
     A token that is best before anything is cut, and is not cut itself, is best afterwards. Whether
-    fewer than k entries lie above it is counted in a fraction of the time that the k best take.
+    it is among the k best is counted in a fraction of the time that finding them takes.
 
     Args:
         logits, gumbel: `[M, card]`.
@@ -109,9 +110,26 @@ def draw(logits: Tensor, gumbel: Tensor, sampling: Sampling) -> Tensor:
         `[M]` int64 tokens.
     """
     if logits.device.type == "cpu" and sampling.cuts_by_rank:
-        warm = sampling.warmed(logits)
-        tokens = (warm + gumbel).argmax(dim=-1, keepdim=True)
-        above = (warm > warm.gather(-1, tokens)).sum(dim=-1)
-        if int(above.max()) < sampling.top_k:
-            return tokens[:, 0]
+        tokens, _, rank = foremost(sampling.warmed(logits), gumbel)
+        if rank <= sampling.top_k:
+            return tokens
     return perturbed_argmax(process(logits, sampling), gumbel)
+
+
+def foremost(logits: Tensor, gumbel: Tensor, tie: float = 0.0) -> tuple[Tensor, Tensor, int]:
+    """The best entries before anything is cut, by numpy: a third of the time for so few numbers.
+
+    Args:
+        logits, gumbel: `[M, card]`, on the CPU.
+        tie: how near two numbers may be to be taken for equal.
+
+    Returns:
+        `[M]` entries, `[M]` bool: whether another comes within `tie` once noise is added; and the
+        lowest rank of all of them without it, were all that come within `tie` ahead.
+    """
+    bare, rows = logits.numpy(), np.arange(len(logits))
+    scores = bare + gumbel.numpy()
+    best = scores.argmax(axis=-1)
+    near = np.count_nonzero(scores > scores[rows, best][:, None] - tie, axis=-1) > 1
+    ahead = np.count_nonzero(bare >= bare[rows, best][:, None] - tie, axis=-1)
+    return torch.from_numpy(best), torch.from_numpy(near), int(ahead.max())

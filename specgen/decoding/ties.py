@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from specgen.decoding.sampling import Sampling, cut, perturbed_argmax, process
+from specgen.decoding.sampling import Sampling, cut, foremost, perturbed_argmax, process
 
 
 @runtime_checkable
@@ -49,10 +49,8 @@ def close_calls(
     if noise is None:
         return _best(logits, tie)
     if logits.device.type == "cpu" and sampling.cuts_by_rank:  # see `sampling.draw`
-        warm = sampling.warmed(logits)
-        tokens, close = _best(warm + noise, tie)
-        beside = (warm > warm.gather(-1, tokens[:, None]) - tie).sum(dim=-1)  # with the token
-        if int(beside.max()) <= sampling.top_k:
+        tokens, close, rank = foremost(sampling.warmed(logits), noise, tie)
+        if rank <= sampling.top_k:
             return tokens, close
     warm, low = cut(logits, _moved(sampling, 2 * tie))
     if low is None:

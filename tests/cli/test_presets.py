@@ -111,3 +111,16 @@ def test_a_hub_preset_while_offline(
     err = capsys.readouterr().err
     assert "facebook/musicgen-large" in err and "hf download" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_check_of_a_drafter_that_reads_its_verifier(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["presets", "check", "embedded-delay"]) == 0
+    said = capsys.readouterr()
+    assert "they can work together" in said.out and "different encoders" not in said.out
+    path = tmp_path / "alone.yaml"
+    text = "schema: 1\nverifier: {checkpoint: 'embedded:feature-delay'}\n"
+    path.write_text(text + "codec: {checkpoint: 'embedded:codec'}\n")
+    assert run(["presets", "check", str(path)]) == 2
+    assert "only drafts, with its verifier's tables" in capsys.readouterr().err
