@@ -32,9 +32,11 @@ FLATTEN, DELAY = PatternSpec("flatten", 4), PatternSpec("delay", 4)
 FRAMES = [40, 23, 31]
 
 
-def model(seed: int, dtype: torch.dtype) -> MusicLM:
+def model(seed: int, dtype: torch.dtype, *, feature_dim: int = 0) -> MusicLM:
     torch.manual_seed(seed)
-    config = LMConfig(4, 64, 64, 4, 2, 128, condition_dim=16, positions="rope")
+    config = LMConfig(
+        4, 64, 64, 4, 2, 128, condition_dim=16, positions="rope", feature_dim=feature_dim
+    )
     lm = MusicLM(config).to(dtype).eval()
     with torch.no_grad():
         lm.heads.weight.mul_(3)
@@ -52,7 +54,7 @@ def run(
     torch.manual_seed(3)
     condition = torch.randn(len(FRAMES), 5, 16, dtype=torch.float64)
 
-    def role(lm: MusicLM, pattern: PatternSpec) -> Role:
+    def role(lm: MusicLM, pattern: PatternSpec, verifier: LMSession | None = None) -> Role:
         lm = copy.deepcopy(lm).to(device)
         session = LMSession(
             lm,
@@ -61,12 +63,15 @@ def run(
             condition=condition.to(device, lm.dtype),
             null=torch.zeros(1, 1, 16, device=device, dtype=lm.dtype),
             guidance=2.0,
+            verifier=verifier,
         )
         return Role(session, pattern)
 
+    lead = role(verifier, verifier_pattern)
+    assert isinstance(lead.scorer, LMSession)
     decoded = decode(
-        role(verifier, verifier_pattern),
-        None if drafter is None else role(drafter, DELAY),
+        lead,
+        None if drafter is None else role(drafter, DELAY, lead.scorer),
         frames=FRAMES,
         seeds=[5, 6, 7],
         sampling=Sampling(1.0, 32),
@@ -97,6 +102,15 @@ def test_speculative_tokens_are_the_verifiers_own(pattern: PatternSpec, steps: i
     verifier, drafter = model(0, torch.float64), model(1, torch.float64)
     alone = run(verifier, None, DEVICE, verifier_pattern=pattern)
     drafted = run(verifier, drafter, DEVICE, verifier_pattern=pattern, steps=steps)
+    assert all(torch.equal(a, b) for a, b in zip(alone, drafted, strict=True))
+
+
+@needs_card
+@pytest.mark.parametrize("steps", [1, 3, None])
+def test_a_drafter_may_read_the_verifiers_states(steps: int | None) -> None:
+    verifier, drafter = model(0, torch.float64), model(1, torch.float64, feature_dim=128)
+    alone = run(verifier, None, DEVICE, verifier_pattern=DELAY)
+    drafted = run(verifier, drafter, DEVICE, verifier_pattern=DELAY, steps=steps)
     assert all(torch.equal(a, b) for a, b in zip(alone, drafted, strict=True))
 
 
