@@ -185,7 +185,7 @@ class JobBar:
         self._total = self._done = 0.0  # seconds of audio
         self._underway: dict[int, list[Underway]] = {}  # by worker
         self._began = 0.0
-        self._redraw: Callable[[str, float], None] | None = None
+        self._redraw: Callable[[str, float, bool], None] | None = None
         self._close: Callable[[], None] = lambda: None
         self._print: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
 
@@ -216,13 +216,14 @@ class JobBar:
         self._close = bar.stop
         self._print = bar.console.print
 
-        def redraw(running: str, seconds: float) -> None:
+        def redraw(running: str, seconds: float, now: bool) -> None:
             share = seconds / self._total if self._total else 0.0
             bar.update(
                 task,
                 completed=min(share, 1.0),
                 description=self._counts(),
                 left=f"{self._left(seconds)} {running}".strip(),
+                refresh=now,
             )
 
         self._redraw = redraw
@@ -257,15 +258,15 @@ class JobBar:
             self.records.append({**outcome.record, "path": str(path)})
         if self._paths and entry.done and not outcome.kept:
             print(path, flush=True)
-        self._show()
+        self._show(now=True)  # or a clip that ends soon after another would pass over its count
 
-    def _show(self) -> None:
+    def _show(self, *, now: bool = False) -> None:
         if self._redraw is None:
             return
         rows = [row for rows in self._underway.values() for row in rows]
         running = [f"{row.id} {min(1.0, row.done / row.seconds):.0%}" for row in rows]
         shown = "  ".join(running[:3]) + (f"  +{len(running) - 3}" if running[3:] else "")
-        self._redraw(shown, self._done + sum(row.done for row in rows))
+        self._redraw(shown, self._done + sum(row.done for row in rows), now)
 
     def _counts(self) -> str:
         text = f"{self.made + self._kept}/{self._rows} clips"
