@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from specgen.checkpoints.base import LMCheckpoint
-from specgen.checkpoints.pairing import check_together, reads_states
-from specgen.checkpoints.registry import load_codec, load_lm
+from specgen.checkpoints.pairing import check_together, load_models
+from specgen.checkpoints.registry import load_codec
 from specgen.clips import Clip, Request
 from specgen.codec.base import Codec
 from specgen.config import Preset, VerifierNode, check_sampling, load_preset, parse_quantize
@@ -87,17 +87,8 @@ def load(
     for role in parts:
         check_kind(kinds[role], place)
     dtypes = {role: choose_dtype(dtype or part.dtype, place) for role, part in parts.items()}
-
-    def fetched(role: str, lender: LMCheckpoint | None = None) -> LMCheckpoint:
-        folder = preset.fetch(parts[role].checkpoint)
-        return load_lm(folder, place, dtypes[role], lender)
-
-    verifier, drafter = fetched("verifier"), None
-    if "drafter" in parts and reads_states(preset.fetch(parts["drafter"].checkpoint)):
-        drafter = fetched("drafter", verifier)  # it shares the tables as they were stored
-    verifier = verifier.quantized(kinds["verifier"])  # before there is a second model to hold
-    if "drafter" in parts:
-        drafter = (drafter or fetched("drafter")).quantized(kinds["drafter"])
+    loaded = dict(load_models(preset, parts, place, dtypes, kinds))
+    verifier, drafter = loaded["verifier"], loaded.get("drafter")
     codec, identity = load_codec(preset.fetch(node.codec.checkpoint), verifier.codec)
     codec.to(place)
     models = [("verifier", verifier), ("drafter", drafter)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,15 @@ from specgen.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import Tensor
 
     from specgen.config import Preset, VerifierNode
     from specgen.lm.config import LMConfig
     from specgen.patterns import PatternSpec
 
+STATES = "its verifier's states"
+BORROWED = ("embedding.weight", "heads.weight", "heads.bias")
 _SHARED = ("sample_rate", "frame_rate", "codebooks", "card", "channels")
 
 
@@ -61,19 +64,15 @@ def inspect(preset: Preset) -> list[Side]:
     """
     import torch
 
-    def load(part: VerifierNode, verifier: LMCheckpoint | None = None) -> LMCheckpoint:
-        folder = preset.fetch(part.checkpoint)
-        return load_lm(folder, "cpu", getattr(torch, part.dtype), verifier)
-
-    lead, drafter = load(preset.node.verifier), preset.drafter
-    follows = drafter is not None and reads_states(preset.fetch(drafter.checkpoint))
-    follower = load(drafter, lead) if drafter is not None and follows else None
-    sides = [_side("verifier", lead.quantized(preset.node.verifier.quantize))]
-    del lead
-    if drafter is not None:
-        model = follower or load(drafter)
-        sides.append(_side("drafter", model.quantized(drafter.quantize)))
-        del model, follower
+    parts = {"verifier": preset.node.verifier}
+    if preset.drafter is not None:
+        parts["drafter"] = preset.drafter
+    dtypes = {role: getattr(torch, part.dtype) for role, part in parts.items()}
+    kinds = {role: part.quantize for role, part in parts.items()}
+    sides = []
+    for role, model in load_models(preset, parts, "cpu", dtypes, kinds):
+        sides.append(_side(role, model))
+        del model  # before the next is loaded
     codec, identity = load_codec(preset.fetch(preset.node.codec.checkpoint), sides[0].codec)
     weights = sum(p.nbytes for p in codec.parameters())
     name = type(codec).__name__.removesuffix("Codec")
@@ -107,6 +106,38 @@ def text_name(conditioner: Any) -> str:
     return str(name) if name else kinds.get(type(inner).__name__, type(inner).__name__)
 
 
+def load_models(
+    preset: Preset,
+    parts: Mapping[str, VerifierNode],
+    device: torch.device | str,
+    dtypes: Mapping[str, torch.dtype],
+    kinds: Mapping[str, str],
+) -> Iterator[tuple[str, LMCheckpoint]]:
+    """A preset's verifier, then its drafter, each quantised before the next is loaded, unless the
+    drafter has tables in common with the verifier as they are stored.
+
+    Args:
+        parts: `verifier` and, if wanted, `drafter`.
+        dtypes, kinds: what each is loaded in, and how it is quantised then.
+
+    Raises:
+        UserError: a part that cannot be had or loaded.
+    """
+
+    def load(role: str, folder: Path, verifier: LMCheckpoint | None = None) -> LMCheckpoint:
+        return load_lm(folder, device, dtypes[role], verifier)
+
+    verifier = load("verifier", preset.fetch(parts["verifier"].checkpoint))
+    folder = preset.fetch(parts["drafter"].checkpoint) if "drafter" in parts else None
+    follows = folder is not None and reads_states(folder)
+    drafter = load("drafter", folder, verifier) if folder is not None and follows else None
+    verifier = verifier.quantized(kinds["verifier"])
+    yield "verifier", verifier
+    del verifier
+    if folder is not None:
+        yield "drafter", (drafter or load("drafter", folder)).quantized(kinds["drafter"])
+
+
 def reads_states(folder: Path) -> bool:
     """Whether a checkpoint is a drafter that reads its verifier's states."""
     from specgen.checkpoints import native, registry
@@ -114,10 +145,6 @@ def reads_states(folder: Path) -> bool:
     if registry.identify(folder) != registry.NATIVE:
         return False
     return bool(native.read_config(folder).lm.get("feature_dim"))
-
-
-STATES = "its verifier's states"
-BORROWED = ("embedding.weight", "heads.weight", "heads.bias")
 
 
 def borrowed(verifier: LMCheckpoint) -> dict[str, Tensor]:
