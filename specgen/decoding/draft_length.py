@@ -143,10 +143,9 @@ class Learnt:
         pays: whether drafts did when that was last found out.
     """
 
-    pays = True
-
     def __init__(self) -> None:
         self.accepted, self.judged = 0.7 * _PRIOR_JUDGED, _PRIOR_JUDGED
+        self.pays = True
         self._costs: dict[int, Costs] = {}
         self._last = Costs()
         self._drafts: Line | None = None

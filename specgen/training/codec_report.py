@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specgen.codec.embedded import EmbeddedCodec, load_codec
 from specgen.errors import UserError
+from specgen.training.batches import read_rows
 from specgen.training.codec import AudioItems, evaluate
 from specgen.training.losses import LogMel
 
@@ -44,7 +45,7 @@ def draw_losses(log: Path, picture: Path) -> None:
     """The training losses and the held-out figures against minutes of training."""
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = read_rows(log)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     train = [row for row in rows if "loss" in row]
     for key, label in (("waveform", "waveform, log10"), ("spectral", "log-mel, nepers")):
