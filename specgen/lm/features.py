@@ -33,8 +33,18 @@ class Features:
     ) -> None:
         # A column late: beside a column stands what it was drawn from. The first has nothing.
         self._beside = torch.zeros(rows, capacity + 1, width, device=device, dtype=dtype)
-        self.known = [0] * rows
+        self._known = [0] * rows
+        self._bounds = torch.zeros(rows, dtype=torch.int64, device=device)  # the same, for `at`
         self._rows = torch.arange(rows, device=device)[:, None]
+
+    @property
+    def known(self) -> Sequence[int]:
+        return self._known
+
+    @known.setter
+    def known(self, columns: Sequence[int]) -> None:
+        self._known = list(columns)
+        self._bounds[: len(columns)] = upload(self._known, self._bounds.device)
 
     def keep(self, states: Tensor, starts: Sequence[int]) -> None:
         """Remember the states `[B, n, at most width]` of columns from each row's start on."""
@@ -50,19 +60,19 @@ class Features:
     def beside(self, starts: Sequence[int], size: int) -> Tensor:
         """What stands beside columns from each row's start on, `[B, size, width]`; zero where the
         verifier has not read the column before."""
-        device = self._beside.device
-        if min(starts) == max(starts):
-            found = self._beside[: len(starts), starts[0] : starts[0] + size]
-        else:
-            index = upload(starts, device)[:, None] + torch.arange(size, device=device)
-            found = self._beside[self._rows[: len(starts)], index]
-        there = [known + 1 - start for known, start in zip(self.known, starts, strict=False)]
-        if min(there) >= size:
-            return found
-        kept = torch.arange(size, device=device) < upload(there, device)[:, None]
-        return found * kept[..., None]
+        if min(starts) == max(starts) and min(self._known[: len(starts)]) + 1 >= starts[0] + size:
+            return self._beside[: len(starts), starts[0] : starts[0] + size]  # a view, all known
+        return self.at(upload(starts, self._beside.device), size)
+
+    def at(self, starts: Tensor, size: int) -> Tensor:
+        """`beside` as a function of a tensor `[B]`, on the device alone."""
+        index = starts[:, None] + torch.arange(size, device=starts.device)
+        rows = self._rows[: len(starts)]
+        read = index <= self._bounds[: len(starts), None]
+        return self._beside[rows, index] * read[..., None]
 
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""
         self._beside[target] = self._beside[source]
-        self.known[target] = self.known[source]
+        self._known[target] = self._known[source]
+        self._bounds[target] = self._bounds[source]

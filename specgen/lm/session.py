@@ -94,7 +94,9 @@ class LMSession:
         self._read: Features | None = None  # what this session reads of its verifier
         if verifier is not None and model.config.feature_dim:
             self._read = verifier.keep(model.config.feature_dim, model.dtype)
-        record = None if self._read is not None else recorder(model.device)
+        # Behind a prefix, places in the cache do not tell which states to read.
+        unplaced = self._read is not None and before > 0
+        record = None if unplaced else recorder(model.device)
         self.recordings: Recordings | None = None
         self._graphs: GraphedPass | None = None
         if record is not None:
@@ -138,7 +140,7 @@ class LMSession:
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final (`Features`)."""
         if self._read is not None:
-            self._read.known = list(known)
+            self._read.known = known
 
     @torch.inference_mode()
     def admit(self, row: int, condition: Tensor, mask: Tensor | None = None) -> None:
@@ -289,9 +291,11 @@ class LMSession:
     def _pass_anywhere(self, tokens: Tensor, starts: Tensor, reach: int) -> Tensor:
         """A pass that knows where its columns lie from `starts` `[B]` on the device alone."""
         model, config = self.model, self.model.config
-        starts = starts.repeat_interleave(self._doubled)
-        span = Span.at(starts, tokens.shape[-1], reach, model.dtype, config.past_context)
-        return self._pass(tokens, span)
+        size = tokens.shape[-1]
+        features = None if self._read is None else self._read.at(starts, size)
+        places = starts.repeat_interleave(self._doubled)
+        span = Span.at(places, size, reach, model.dtype, config.past_context)
+        return self._pass(tokens, span, features)
 
     def _pass(self, tokens: Tensor, span: Span, features: Tensor | None = None) -> Tensor:
         x = self.model.embed(tokens, features)

@@ -4,6 +4,7 @@ Only the recording itself needs a card (tests/gpu); here a recorder stands in th
 a result stays in one buffer, and is gone when anything else is replayed.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from specgen.decoding.acceptance import Rule
 from specgen.decoding.lane import MAX_BLOCK, Role
-from specgen.decoding.loop import Drafting, capacity, decode
+from specgen.decoding.loop import Decoded, Drafting, capacity, decode
 from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
 from specgen.lm import session as sessions
@@ -25,6 +26,7 @@ from specgen.lm.session import LMSession
 from specgen.patterns import PatternSpec
 
 CONFIG = LMConfig(4, 16, 16, 2, 2, 32, condition_dim=8, positions="rope")
+READER = replace(CONFIG, layers=1, condition_dim=0, feature_dim=2 * CONFIG.dim)
 
 
 @torch.inference_mode()
@@ -74,23 +76,25 @@ def session(lm: MusicLM, rows: int, places: int) -> LMSession:
     return LMSession(lm, rows=rows, capacity=places, condition=condition, null=null, guidance=2.0)
 
 
-def codes(verifier: PatternSpec, steps: int, sampling: Sampling, **options: Any) -> list[Tensor]:
+def decoded(verifier: PatternSpec, steps: int, sampling: Sampling, **options: Any) -> Decoded:
     frames, delay = [30, 17, 24], PatternSpec("delay", 4)
-
-    def role(seed: int, spec: PatternSpec) -> Role:
-        return Role(session(made(seed), len(frames), capacity(spec, max(frames))), spec)
-
+    places = capacity(verifier, max(frames))
+    lead = session(made(0), len(frames), places)
+    if options.pop("reads", False):
+        follow = LMSession(made(1, READER), rows=len(frames), capacity=places, verifier=lead)
+    else:
+        follow = session(made(1), len(frames), capacity(delay, max(frames)))
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(16, (3, 4, 5), generator=generator) if options.pop("given") else None
     return decode(
-        role(0, verifier),
-        role(1, delay),
+        Role(lead, verifier),
+        Role(follow, delay),
         frames=frames,
         seeds=[5, 6, 7],
         sampling=sampling,
         drafting=Drafting(steps=steps, **options),
         prompt=prompt,
-    ).codes
+    )
 
 
 DECODES = {
@@ -109,15 +113,52 @@ def test_a_decode_is_the_same(
 ) -> None:
     spec, options = PatternSpec(verifier, 4), DECODES[kind]
     arguments = {"sampling": Sampling(1.0, 8), "given": False} | options
-    plain = codes(spec, steps, **arguments)
-    kept, done = Strict(), []
-    step = RecordedDraft.step
-    monkeypatch.setattr(sessions, "recorder", lambda device: kept)
-    monkeypatch.setattr(RecordedDraft, "step", lambda *a: done.append(step(*a)) or done[-1])
-    recorded = codes(spec, steps, **arguments)
+    plain = decoded(spec, steps, **arguments)
+    kept, done = recorded_steps(monkeypatch)
+    recorded = decoded(spec, steps, **arguments)
     assert kept.replays > 20
     assert (sum(done) > 10) == (kind != "mixed")  # drafts are recorded where the rule lets them
-    assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+    same_work(plain, recorded)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_drafter_that_reads_states_is_the_same(
+    steps: int, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, options = PatternSpec("delay", 4), {"sampling": Sampling(1.0, 8), "given": given}
+    plain = decoded(spec, steps, reads=True, **options)
+    kept, done = recorded_steps(monkeypatch)
+    recorded = decoded(spec, steps, reads=True, **options)
+    assert kept.replays > 20 and sum(done) > 10
+    same_work(plain, recorded)
+    monkeypatch.setattr(LMSession, "hear", lambda *_: None)  # then it guesses otherwise
+    deaf = decoded(spec, steps, reads=True, **options)
+    assert accepted(deaf) != accepted(plain)
+
+
+def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> tuple[Strict, list[bool]]:
+    """From here on passes are recorded: by what, and whether each step of a draft was."""
+    kept, done = Strict(), list[bool]()
+    step = RecordedDraft.step
+
+    def counted(*arguments: Any) -> bool:
+        done.append(step(*arguments))
+        return done[-1]
+
+    monkeypatch.setattr(sessions, "recorder", lambda device: kept)
+    monkeypatch.setattr(RecordedDraft, "step", counted)
+    return kept, done
+
+
+def same_work(one: Decoded, other: Decoded) -> None:
+    """The same tokens, and the same guesses on the way."""
+    assert all(torch.equal(a, b) for a, b in zip(one.codes, other.codes, strict=True))
+    assert accepted(one) == accepted(other)
+
+
+def accepted(one: Decoded) -> list[list[int]]:
+    return [row.accepted for row in one.stats]
 
 
 @pytest.mark.parametrize("past", [None, 3])
