@@ -3,7 +3,9 @@
 Where a verifier has read a column, its last layer says more of what comes than the tokens drawn
 from it do. A drafter of the same pattern takes that state in beside the next column (Li et al.
 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty"), both halves of it
-where there is guidance. It only guesses, so the verifier's output depends on none of this.
+where there is guidance. Beside columns of a draft beyond the first, which the verifier has not read
+yet, stands the drafter's own state instead. It only guesses, so the verifier's output depends on
+none of this.
 """
 
 from __future__ import annotations
@@ -16,12 +18,22 @@ from torch import Tensor
 from specgen.lm.upload import upload
 
 
+def as_verifiers(states: Tensor, halves: int) -> Tensor:
+    """A drafter's own states `[..., dim]` in the place of its verifier's, `[..., halves dim]`.
+
+    A drafter says outright what the verifier says after guidance, g c + (1 - g) u of its halves c
+    and u; were both halves the drafter's state, that is what guidance would make of them.
+    """
+    return torch.cat([states] * halves, dim=-1)
+
+
 class Features:
     """A verifier's states, column by column.
 
     Args:
         rows, capacity: of the verifier's session.
         width: numbers a column: `feature_dim` of the drafter.
+        halves: of the verifier's states that it keeps: 2 with guidance.
         device, dtype: the drafter's.
 
     Attributes:
@@ -29,8 +41,15 @@ class Features:
     """
 
     def __init__(
-        self, rows: int, capacity: int, width: int, device: torch.device, dtype: torch.dtype
+        self,
+        rows: int,
+        capacity: int,
+        width: int,
+        halves: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
+        self._halves = halves
         # A column late: beside a column stands what it was drawn from. The first has nothing.
         self._beside = torch.zeros(rows, capacity + 1, width, device=device, dtype=dtype)
         self._known = [0] * rows
@@ -58,18 +77,38 @@ class Features:
         held[self._rows[: len(starts)], index] = states.to(held.dtype)
 
     def beside(self, starts: Sequence[int], size: int) -> Tensor:
-        """What stands beside columns from each row's start on, `[B, size, width]`; zero where the
-        verifier has not read the column before."""
-        if min(starts) == max(starts) and min(self._known[: len(starts)]) + 1 >= starts[0] + size:
-            return self._beside[: len(starts), starts[0] : starts[0] + size]  # a view, all known
+        """What stands beside columns from each row's start on, `[B, size, width]`: beyond those
+        that the verifier has read, beside the first what was foreseen, beside others zero."""
+        known = min(self._known[: len(starts)])
+        if min(starts) == max(starts) and (size == 1 or starts[0] + size <= known + 1):
+            return self._beside[: len(starts), starts[0] : starts[0] + size]  # a view, all there
         return self.at(upload(starts, self._beside.device), size)
 
     def at(self, starts: Tensor, size: int) -> Tensor:
         """`beside` as a function of a tensor `[B]`, on the device alone."""
         index = starts[:, None] + torch.arange(size, device=starts.device)
-        rows = self._rows[: len(starts)]
-        read = index <= self._bounds[: len(starts), None]
-        return self._beside[rows, index] * read[..., None]
+        there = index <= self._bounds[: len(starts)].maximum(starts)[:, None]
+        return self._beside[self._rows[: len(starts)], index] * there[..., None]
+
+    def foresee(self, states: Tensor, starts: Sequence[int]) -> None:
+        """Let a drafter's own states `[B, n, dim]` of columns that the verifier has not read stand
+        for both halves of the verifier's, until it has."""
+        known, size = self._known[: len(starts)], states.shape[1]
+        if min(starts) == max(starts) and min(known) == max(known):
+            first = max(starts[0], known[0])
+            fresh = as_verifiers(states[:, first - starts[0] :], self._halves)
+            held = self._beside[: len(starts), first + 1 : starts[0] + size + 1]
+            held[..., : fresh.shape[2]] = fresh
+            return
+        self.foresee_at(states, upload(starts, self._beside.device))
+
+    def foresee_at(self, states: Tensor, starts: Tensor) -> None:
+        """`foresee` as a function of tensors, on the device alone."""
+        index = starts[:, None] + torch.arange(1, states.shape[1] + 1, device=starts.device)
+        rows, own = self._rows[: len(starts)], as_verifiers(states, self._halves)
+        held = self._beside[..., : own.shape[2]]
+        ahead = index > self._bounds[: len(starts), None]
+        held[rows, index] = own.where(ahead[..., None], held[rows, index])
 
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""

@@ -129,7 +129,7 @@ class LMSession:
     def keep(self, width: int, dtype: torch.dtype) -> Features:
         """Keep this session's states for a drafter that reads `width` numbers of a column."""
         capacity = self.cache.capacity
-        self._kept = Features(self.rows, capacity, width, self.device, dtype)
+        self._kept = Features(self.rows, capacity, width, self._doubled, self.device, dtype)
         return self._kept
 
     @property
@@ -259,6 +259,8 @@ class LMSession:
             span = Span.of(places, size, model.device, model.dtype, past)
             read = None if self._read is None else self._read.beside(starts, size)
             hidden = self._pass(tokens, span, read)
+            if self._read is not None:
+                self._read.foresee(hidden[::d], starts)
         if self._kept is not None:
             halves = hidden.view(-1, d, *hidden.shape[1:])[:, :, :size]
             self._kept.keep(halves.transpose(1, 2).flatten(2), starts)
@@ -295,7 +297,10 @@ class LMSession:
         features = None if self._read is None else self._read.at(starts, size)
         places = starts.repeat_interleave(self._doubled)
         span = Span.at(places, size, reach, model.dtype, config.past_context)
-        return self._pass(tokens, span, features)
+        hidden = self._pass(tokens, span, features)
+        if self._read is not None:
+            self._read.foresee_at(hidden[:: self._doubled], starts)
+        return hidden
 
     def _pass(self, tokens: Tensor, span: Span, features: Tensor | None = None) -> Tensor:
         x = self.model.embed(tokens, features)

@@ -27,7 +27,7 @@ from specgen.checkpoints.plain import from_plain, to_plain
 from specgen.errors import UserError, command
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
 from specgen.training.models import LMRecipe, fresh_model, inherit
-from specgen.training.objective import guided_losses, losses, unigram_entropy
+from specgen.training.objective import Heard, guided_losses, losses, unigram_entropy
 from specgen.training.optimise import Average, optimizers, rate_at, set_rate
 from specgen.training.targets import Targets
 
@@ -47,6 +47,8 @@ class Trainer:
         )
         self.teacher: LMCheckpoint | None = None
         self.targets = [Targets(Path(folder)) for folder in recipe.targets]
+        for one in self.targets:
+            one.check(recipe.lm.feature_dim)
         modules = list(self._modules().values())
         self.optimizers = optimizers(
             modules,
@@ -118,10 +120,10 @@ class Trainer:
         phase = next(p for p in recipe.phases if self.progress <= p.until)
         rng = np.random.default_rng([recipe.seed, self.step])
         crops, target = targets.draw(phase.batch, phase.frames, rng)
-        features = None
-        if recipe.lm.feature_dim:  # while drafting on, the newest columns have none yet
-            known = rng.random((*target.features.shape[:2], 1)) >= recipe.feature_dropout
-            features = target.features * torch.from_numpy(known)
+        heard: Heard | None = None
+        if recipe.lm.feature_dim:
+            unread = rng.random(target.features.shape[:2]) < recipe.own_states
+            heard = Heard(target.features, torch.from_numpy(unread))
         entropies, divergence, chance = guided_losses(
             self.model,
             self.items,
@@ -129,7 +131,7 @@ class Trainer:
             target,
             recipe.guidance,
             recipe.whole_columns,
-            features,
+            heard,
         )
         figures = {
             "loss": float(entropies.detach().mean()),

@@ -56,7 +56,9 @@ class LMRecipe:
             outright, to draft without guidance.
         acceptance_from: share of the run after which the chance of acceptance itself is maximised,
             the divergence weighing a tenth; `whole_columns`: that of all guesses of a column.
-        feature_dropout: share of the columns whose features (`LMConfig.feature_dim`) are left out.
+        own_states: share of the columns beside which a drafter with a `feature_dim` finds a state
+            of its own instead of its verifier's, as in a draft beyond the first (Zhang et al. 2024,
+            "Learning Harmonized Representations for Speculative Sampling").
         encoder_layers, encoder_kernel: of the word encoder; `max_words`: longest prompt.
         phases: length and number of the crops, part by part of the run.
         start_share: share of crops that begin their item; `condition_dropout`: of crops that see
@@ -83,7 +85,7 @@ class LMRecipe:
     guidance: float | None = None
     acceptance_from: float = 1.0
     whole_columns: bool = False
-    feature_dropout: float = 0.1
+    own_states: float = 0.3
     encoder_layers: int = 1
     encoder_kernel: int = 5
     max_words: int = 64
@@ -118,6 +120,8 @@ class LMRecipe:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.distill_weight and self.teacher is None and not self.targets:
             raise ValueError("distill_weight needs a teacher or targets")
+        if self.lm.feature_dim and not self.targets:
+            raise ValueError("a model with a feature_dim needs targets, which keep states")
         if not 0 <= self.distill_weight <= 1:
             raise ValueError(f"distill_weight must be from 0 to 1, got {self.distill_weight}")
 

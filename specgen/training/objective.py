@@ -8,6 +8,7 @@ models of different patterns can be compared coordinate by coordinate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specgen.checkpoints.native import LMCheckpoint
+from specgen.lm.features import as_verifiers
 from specgen.training.batches import Batch, Crop, TokenItems, write_batch
 
 if TYPE_CHECKING:
@@ -77,6 +79,25 @@ def losses(
     return torch.stack(entropies), divergence
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What stands beside the columns of a drafter that reads its verifier's states.
+
+    Attributes:
+        features: `[B, n, feature_dim]` of the verifier's.
+        unread: `[B, n]` bool: columns beside which the drafter finds a state of its own, as beside
+            those of a draft that the verifier has yet to read.
+    """
+
+    features: Tensor
+    unread: Tensor
+
+    def with_own(self, states: Tensor) -> Tensor:
+        """`features` with the drafter's states `[B, n, dim]` where they are unread."""
+        own = as_verifiers(states, self.features.shape[-1] // states.shape[-1])
+        return F.pad(own, (0, 0, 1, -1)).where(self.unread[..., None], self.features)
+
+
 def guided_losses(
     model: LMCheckpoint,
     items: TokenItems,
@@ -84,7 +105,7 @@ def guided_losses(
     target: Target,
     guidance: float | None = None,
     columns: bool = False,
-    features: Tensor | None = None,
+    heard: Heard | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How far a drafter is from a verifier's guided distributions.
 
@@ -96,7 +117,7 @@ def guided_losses(
             the guided distribution outright: half the work of a draft.
         columns: the chance that a whole column of guesses stands, which is what a verifier of the
             same pattern needs; otherwise that a single one does.
-        features: `[B, n, feature_dim]`, what the drafter reads of the verifier's states.
+        heard: what the drafter reads of the verifier's states.
 
     Returns:
         Mean cross-entropy of each codebook `[K]` in nats, mean KL(target || model), and mean chance
@@ -104,6 +125,11 @@ def guided_losses(
     """
     batch = write_batch(items, crops, model.pattern, model.lm.config.special)
     texts = [crop.text for crop in crops]
+    features = None
+    if heard is not None:
+        with torch.no_grad():
+            own = states(model, batch, texts, heard.features)
+        features = heard.with_own(own)
     hidden = picked(states(model, batch, texts, features), batch)
     null = None
     if guidance is not None:

@@ -84,6 +84,19 @@ class Targets:
         self.meta = TargetMeta(**json.loads(path.read_text()))
         self._codes, self._logp, self._states = _arrays(folder, self.meta, "r")
 
+    def check(self, features: int) -> None:
+        """That they keep what a model with such a `feature_dim` reads.
+
+        Raises:
+            UserError: they do not.
+        """
+        if features and self.meta.features != features:
+            raise UserError(
+                f"{self.folder} keeps {self.meta.features} numbers a column of the teacher's "
+                f"states, and the recipe's feature_dim is {features}: make targets with --states, "
+                "or set feature_dim to what they keep"
+            )
+
     def finished(self) -> list[Crop]:
         """The crops that are there by now."""
         path = self.folder / "crops.jsonl"

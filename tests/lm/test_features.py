@@ -22,7 +22,7 @@ ROWS, WIDTH = 3, 5
 def filled(starts: Sequence[int], size: int) -> tuple[Features, Tensor]:
     """States of `size` columns a row from `starts` on, known as far as they go."""
     torch.manual_seed(3)
-    features = Features(ROWS, 12, WIDTH, torch.device("cpu"), torch.float64)
+    features = Features(ROWS, 12, WIDTH, 1, torch.device("cpu"), torch.float64)
     states = torch.randn(ROWS, size, WIDTH, dtype=torch.float64)
     features.keep(states, starts)
     features.known = [start + size for start in starts]
@@ -35,10 +35,36 @@ def test_beside_a_column_stands_the_state_it_was_drawn_from(starts: list[int]) -
     assert torch.equal(features.beside([s + 1 for s in starts], 4), states)
 
 
+@pytest.mark.parametrize("starts", [[2, 2, 2], [3, 3, 3], [2, 4, 5], [0, 2, 5]])
+@pytest.mark.parametrize("halves", [1, 2])
+def test_what_is_foreseen_stands_until_the_verifier_has_read(
+    starts: list[int], halves: int
+) -> None:
+    torch.manual_seed(4)
+    features = Features(ROWS, 12, 2 * WIDTH, halves, torch.device("cpu"), torch.float64)
+    read = torch.randn(ROWS, 6, halves * WIDTH, dtype=torch.float64)
+    features.keep(read, [0] * ROWS)
+    features.known = known = [3, 3, 3] if len(set(starts)) == 1 else [3, 4, 5]
+    own = torch.randn(ROWS, 2, WIDTH, dtype=torch.float64)
+    features.foresee(own, starts)
+    for row, start in enumerate(starts):
+        for place in range(2):
+            column = start + place
+            found = features.beside([column + 1] * ROWS, 1)[row, 0, : halves * WIDTH]
+            expected = read[row, column] if column < known[row] else own[row, place].repeat(halves)
+            assert torch.equal(found, expected)
+    assert not features.beside([4] * ROWS, 1)[..., halves * WIDTH :].any()
+    features.keep(read, [0] * ROWS)
+    features.known = [6] * ROWS
+    assert torch.equal(features.beside([1] * ROWS, 6)[..., : halves * WIDTH], read)
+
+
 @pytest.mark.parametrize("starts", [[2, 2, 2], [3, 2, 0]])
 def test_what_the_verifier_has_not_read_is_zero(starts: list[int]) -> None:
+    """Unless it is the first of a block, where `foresee` has left something."""
     features, states = filled([0, 0, 0], 5)
     features.known = [2, 3, 4]
+    features.foresee(torch.zeros(ROWS, 1, WIDTH).double(), [2, 3, 4])
     found = features.beside(starts, 3)
     late = F.pad(states, (0, 0, 1, 0))  # the first column was drawn from nothing
     for row, (start, known) in enumerate(zip(starts, features.known, strict=True)):
@@ -49,7 +75,7 @@ def test_what_the_verifier_has_not_read_is_zero(starts: list[int]) -> None:
 
 
 def test_states_of_one_half_leave_the_other_at_zero() -> None:
-    features = Features(1, 4, WIDTH, torch.device("cpu"), torch.float64)
+    features = Features(1, 4, WIDTH, 1, torch.device("cpu"), torch.float64)
     features.keep(torch.ones(1, 2, 3, dtype=torch.float64), [0])
     features.known = [2]
     assert features.beside([1], 1).tolist() == [[[1, 1, 1, 0, 0]]]
@@ -87,6 +113,23 @@ def test_columns_on_a_cache_equal_the_whole_sequence(
         at += size
     assert torch.allclose(torch.cat(parts, dim=1), expected, atol=1e-12)
     assert not torch.allclose(expected, follower.hidden(sequence, None), atol=1e-3)
+
+
+def test_a_draft_goes_on_with_the_drafters_own_states() -> None:
+    _, follower, lead, drafter = pair(2, 2.5)
+    sequence = tokens(2, 6)
+    lead.feed(sequence[..., :3], [0] * 2)
+    drafter.hear([3] * 2)
+    parts = [drafter.feed(sequence[..., :4], [0] * 2).clone()]
+    parts += [drafter.feed(sequence[..., at : at + 1], [at] * 2).clone() for at in (4, 5)]
+    read = lead.model.hidden(sequence, lead.model.transformer.memory(condition(2)))
+    null = lead.model.transformer.memory(condition(1, 1).expand(2, -1, -1))
+    late = F.pad(torch.cat([read, lead.model.hidden(sequence, null)], dim=-1), (0, 0, 1, -1))
+    for column in (4, 5):
+        own = follower.hidden(sequence[..., :column], None, late[:, :column])[:, -1]
+        late[:, column] = torch.cat([own, own], dim=-1)
+    expected = follower.hidden(sequence, None, late)
+    assert torch.allclose(torch.cat(parts, dim=1), expected, atol=1e-12)
 
 
 def test_rows_move_with_their_states() -> None:

@@ -20,6 +20,7 @@ from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
 from specgen.lm import session as sessions
 from specgen.lm.config import LMConfig
+from specgen.lm.features import Features
 from specgen.lm.graphs import SWITCH, WIDTHS, Call, GraphedPass, Recordings, bucket, recorder
 from specgen.lm.model import MusicLM
 from specgen.lm.session import LMSession
@@ -132,7 +133,7 @@ def test_a_drafter_that_reads_states_is_the_same(
     recorded = decoded(spec, steps, reads=True, **options)
     assert kept.replays > 20 and sum(done) > 10
     same_work(plain, recorded)
-    monkeypatch.setattr(LMSession, "hear", lambda *_: None)  # then it guesses otherwise
+    monkeypatch.setattr(Features, "keep", lambda *_: None)  # then it guesses otherwise
     deaf = decoded(spec, steps, reads=True, **options)
     assert accepted(deaf) != accepted(plain)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from specgen.checkpoints.native import LMCheckpoint, load_lm, read_tensors
 from specgen.decoding.sampling import Sampling, process
@@ -19,6 +18,7 @@ from specgen.patterns import PatternSpec
 from specgen.training.batches import Crop, TokenItems, write_batch
 from specgen.training.lm import Trainer
 from specgen.training.objective import (
+    Heard,
     column_chance,
     coupled_chance,
     grid_logits,
@@ -185,6 +185,27 @@ def test_kept_states_are_those_a_column_was_drawn_from(
         targets.draw(2, 10, np.random.default_rng(4))
 
 
+def test_beside_an_unread_column_stands_the_drafters_own_state() -> None:
+    features, own = torch.arange(24.0).view(1, 4, 6), -torch.arange(12.0).view(1, 4, 3)
+    heard = Heard(features, torch.tensor([[False, True, False, True]])).with_own(own)
+    assert torch.equal(heard[0, [0, 2]], features[0, [0, 2]])
+    assert heard[0, 1].tolist() == [*own[0, 0], *own[0, 0]]
+    assert heard[0, 3].tolist() == [*own[0, 2], *own[0, 2]]
+
+
+def test_targets_without_the_states_that_a_model_reads(
+    recipe: dict[str, Any], verifier: LMCheckpoint, tokens: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stateless"
+    write_targets(verifier, TokenItems(tokens, "train"), folder, replace(META, crops=2))
+    options = recipe["lm"] | {"condition_dim": 0, "feature_dim": 2 * verifier.lm.config.dim}
+    changes = {"lm": options, "init": recipe["export"] + "-verifier", "steps": 3}
+    with pytest.raises(UserError, match="keeps 0 numbers a column of the teacher's states"):
+        Trainer(settings(recipe, targets=[str(folder)], **changes))
+    with pytest.raises(UserError, match="needs targets, which keep states"):
+        settings(recipe, **changes)
+
+
 def test_a_drafter_learns_to_read_its_verifiers_states(
     recipe: dict[str, Any], verifier: LMCheckpoint, tokens: Path, tmp_path: Path
 ) -> None:
@@ -209,16 +230,17 @@ def test_a_drafter_learns_to_read_its_verifiers_states(
     trainer = Trainer(learning)
     crops, target = Targets(tmp_path / "states").draw(6, FRAMES, np.random.default_rng(2))
 
-    def chance(features: Tensor | None) -> float:
+    def chance(heard: Heard | None) -> float:
         with torch.no_grad():
-            return float(
-                guided_losses(trainer.model, items, crops, target, None, True, features)[2]
-            )
+            return float(guided_losses(trainer.model, items, crops, target, None, True, heard)[2])
 
-    before = chance(target.features)
+    never = torch.zeros(target.features.shape[:2], dtype=torch.bool)
+    every = Heard(target.features, never)
+    before = chance(every)
     trainer.run()
-    assert chance(target.features) > before + 0.1
-    assert chance(target.features) > chance(None) + 0.02  # it does read them
+    assert chance(every) > before + 0.1
+    assert chance(every) > chance(None) + 0.02  # it does read them
+    assert chance(every) > chance(Heard(target.features, ~never)) > chance(None)
     folder = Path(recipe["export"] + "-follower")
     with pytest.raises(UserError, match="only drafts, with its verifier's tables"):
         load_lm(folder)
