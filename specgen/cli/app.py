@@ -80,8 +80,12 @@ def run(arguments: list[str]) -> int:
             traceback.print_exception(error)
         message = str(error)
         if isinstance(error, UsageError):
+            if type(error).__name__ == "NoArgsIsHelpError":  # its help has been printed
+                return 2
             # click's own text names the option; `str` does not
-            message = f"{error.format_message()} See specgen --help."
+            context = getattr(error, "ctx", None)
+            path = "specgen" if context is None else context.command_path
+            message = f"{error.format_message().rstrip('.')}. See {path} --help."
     except Exception as error:  # a fault of ours
         if debug:
             traceback.print_exception(error)

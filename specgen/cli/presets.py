@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List presets, show one, or check one.", invoke_without_command=True)
 _CARDS = (8, 16, 24)  # gigabytes of the cards that people have
+_WIDE = 160  # columns that the whole list takes
 
 
 @app.callback()
-def presets(context: typer.Context) -> None:
+def presets(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
     """List the presets: who drafts for whom, by which rule, and whether the models are here."""
-    if context.invoked_subcommand is None:
-        _list()
+    if context.invoked_subcommand is not None:
+        return
+    rows = [_row(name) for name in config.preset_names()]
+    if as_json:
+        print(json.dumps({"presets": rows}))
+    else:
+        _print_rows(rows)
 
 
 @app.command()
@@ -141,30 +150,42 @@ def _document(preset: config.Preset, sides: Sequence[Side]) -> dict[str, object]
     }
 
 
-def _list() -> None:
+def _row(name: str) -> dict[str, str | None]:
+    preset = config.load_preset(name)
+    node = preset.node
+    return {
+        "preset": name,
+        "drafter": _described(preset, node.drafter),
+        "verifier": _described(preset, node.verifier),
+        "rule": node.speculation.rule if node.drafter else None,
+        "models": _present(preset),
+        "description": node.description,
+    }
+
+
+def _print_rows(rows: Sequence[dict[str, str | None]]) -> None:
+    """One line a preset where there is room; a narrow terminal gets what the names and the
+    description tell."""
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a line a preset
+    titles = list(rows[0])
+    if console.width < _WIDE:
+        titles = ["preset", "models", "description"]
     table = Table(box=None, pad_edge=False)
-    for title in ("preset", "drafter", "verifier", "rule", "models", "description"):
-        table.add_column(title, overflow="fold")
-    for name in config.preset_names():
-        preset = config.load_preset(name)
-        node = preset.node
-        table.add_row(
-            name,
-            _described(preset, node.drafter),
-            _described(preset, node.verifier),
-            node.speculation.rule if node.drafter else "-",
-            _present(preset),
-            node.description,
-        )
-    Console().print(table)
+    for title in titles:
+        table.add_column(title, no_wrap=title != "description")
+    for row in rows:
+        table.add_row(*(row[title] or "-" for title in titles))
+    console.print(table)
 
 
-def _described(preset: config.Preset, role: config.VerifierNode | None) -> str:
+def _described(preset: config.Preset, role: config.VerifierNode | None) -> str | None:
     if role is None:
-        return "-"
+        return None
     name = role.checkpoint.removeprefix("embedded:")
     if name.startswith("hub:"):
         return name.removeprefix("hub:").partition("@")[0].rpartition("/")[2]

@@ -231,3 +231,24 @@ def test_debug_shows_the_traceback(
 ) -> None:
     assert run(["generate", " ", "--preset", tiny, "--out", str(out), "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_arguments_are_answered_by_the_help_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    printed = capsys.readouterr()
+    assert "Commands" in printed.out and not printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["nope"], "specgen"),
+        (["generate", "--nope"], "specgen generate"),
+        (["presets", "show"], "specgen presets show"),
+    ],
+)
+def test_a_usage_error_names_the_help_that_helps(
+    arguments: list[str], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.endswith(f". See {where} --help.\n")

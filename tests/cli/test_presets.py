@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -49,6 +50,30 @@ def test_the_list_names_every_preset_and_asks_no_network(
     rows = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert set(MUSICGEN) <= set(rows)
     assert "present" in rows["embedded"] and "missing" in rows["small-large"]
+
+
+def test_the_list_as_json(no_network: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets", "--json"]) == 0
+    rows = {row["preset"]: row for row in json.loads(capsys.readouterr().out)["presets"]}
+    assert rows["embedded"]["drafter"] == "small-delay (delay)"
+    assert rows["embedded"]["rule"] == "coupled" and rows["embedded"]["models"] == "present"
+    assert rows["musicgen-large"]["drafter"] is None and rows["musicgen-large"]["rule"] is None
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_names_are_whole_in_any_terminal(
+    columns: str,
+    no_network: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert run(["presets"]) == 0
+    lines = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    assert {*MUSICGEN, "stereo-small-large"} <= {line.split(" ")[0] for line in lines}
+    assert ("coupled" in "".join(lines)) == (columns == "200")
 
 
 @pytest.mark.parametrize("name", MUSICGEN)
