@@ -137,6 +137,7 @@ class LMSession:
         """Whether this drafter reads its verifier's states."""
         return self._read is not None
 
+    @torch.inference_mode()
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final (`Features`)."""
         if self._read is not None:

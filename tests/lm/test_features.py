@@ -151,3 +151,14 @@ def test_a_drafter_without_its_verifier_reads_nothing() -> None:
     assert torch.allclose(
         alone.feed(tokens(1, 4), [0]), follower.hidden(tokens(1, 4), None), atol=1e-12
     )
+
+
+def test_sessions_made_in_inference_mode_hear_outside_of_it() -> None:
+    with torch.inference_mode():
+        _, _, lead, drafter = pair(2, 2.5)
+    sequence = tokens(2, 3)
+    lead.feed(sequence, [0] * 2)
+    drafter.hear([1, 2])
+    heard = drafter.feed(sequence, [0] * 2).clone()
+    drafter.hear([3, 3])
+    assert not torch.equal(drafter.feed(sequence, [0] * 2), heard)
