@@ -111,6 +111,9 @@ class Batch:
         )
         self._draws.lenient = drafting.lenient
         self._recorded = RecordedDraft.of(self.lead, self.follow, self._draws)
+        scorer = None if drafter is None else drafter.scorer
+        # Once, since asking for a protocol takes as long as a small product.
+        self._listener = scorer if isinstance(scorer, Listener) and scorer.listens else None
         self._learnt = learnt or Learnt()
         # Told of each round: drafter passes and their seconds, columns verified and theirs.
         # Of the latter is what the host did since the round before.
@@ -209,9 +212,8 @@ class Batch:
         beside = time.perf_counter() - self._ended if self._ended else 0.0  # between the rounds
         watch = Stopwatch(lead.device)
         ahead = [length.choose(len(rows)) if follow is not None else 0 for length in self.lengths]
-        scorer = None if follow is None else follow.scorer
-        if isinstance(scorer, Listener) and scorer.listens:
-            scorer.hear(lead.fed)
+        if self._listener is not None:
+            self._listener.hear(lead.fed)
             # A given start is first read by the verifier, so that its states are there to be heard.
             unread = [lead.given_frames(r) > 0 and not lead.fed[r] for r in rows]
             ahead = [0 if wait else n for n, wait in zip(ahead, unread, strict=True)]
