@@ -36,11 +36,11 @@ from specgen.benchmarking.synthetic import random_model
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import Piece, capacity, decode_pieces
 from specgen.decoding.sampling import Sampling
-from specgen.lm.cache import KVCache
 from specgen.lm.model import MusicLM
 from specgen.lm.session import LMSession
 from specgen.lm.step import product
 from specgen.lm.transformer import Block
+from specgen.lm.turned import cache_for
 from specgen.patterns import PatternSpec
 
 CFG, TOP_K = 3.0, 250
@@ -220,7 +220,7 @@ def floor(model: MusicLM, *, cache: bool) -> Callable[[int, int], Marks]:
         marks: Marks = []
         held = []
         if cache:
-            kept = KVCache(config, 2, length, model.device, model.dtype)  # laid out as ours
+            kept = cache_for(config, 2, length, model.device, model.dtype)  # laid out as ours
             held = [[half.normal_().flatten(0, 1) for half in layer] for layer in kept.layers]
         with torch.inference_mode():
             for _ in range(steps):

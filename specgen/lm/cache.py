@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from specgen.lm.config import LMConfig
 from specgen.lm.upload import upload
@@ -19,7 +20,7 @@ class Span:
     """Where a block of n new positions lies, for each of N rows; shared by all layers of a pass.
 
     Attributes:
-        starts: first new position of each row, where `index` does not tell.
+        starts: first new position of each row; () where only the device knows (see `at`).
         size: n.
         reach: positions `[0, reach)` of the cache that this pass reads.
         index: `[N, n]` positions, or None when all rows start together (then slices serve).
@@ -54,7 +55,7 @@ class Span:
         if together:
             assert span.mask is not None
             return cls(starts, size, reach, None, span.mask[0, 0])
-        return span
+        return replace(span, starts=starts)
 
     @classmethod
     def at(
@@ -90,21 +91,11 @@ def _triangles(size: int, room: int, dtype: torch.dtype, device: torch.device) -
         return mask.masked_fill_(hidden, -torch.inf)
 
 
-# The capacity from which a CPU's keys are stored number by number, each for all positions in a row:
-# a step reads long ones so in less time, but writing costs more (docs/speed.md).
-_TURNED = 1024
-
-
 class KVCache:
-    """Keys and values of every layer, `[N, kv_heads, capacity, head_dim]` each.
+    """Keys and values of every layer.
 
     Positions at or after the row's length are stale: a pass never reads beyond what it has just
     written, so rewinding costs nothing and is the caller's business (it moves the next start).
-
-    Attributes:
-        layers: (keys, values) of each layer.
-        turned: whether the keys lie position beside position, which suits plain products and not
-            fused attention.
     """
 
     def __init__(
@@ -112,47 +103,63 @@ class KVCache:
     ) -> None:
         # Zeros, not empty: a masked score times a stale NaN would still be NaN.
         shape = (2, rows, config.kv_heads, capacity, config.head_dim)
-        stored = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
-        plain = device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        self.turned = plain and config.kv_repeat == 1 and capacity >= _TURNED
-        self.layers = [
-            (keys.view(rows, -1, config.head_dim, capacity).mT if self.turned else keys, values)
-            for keys, values in stored
-        ]
-        self._joint = [] if self.turned else stored  # then one copy stores both
+        self._held = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.capacity = capacity
+        self._shared = config.kv_repeat > 1
         self._rows = torch.arange(rows, device=device)[:, None]
 
-    def write(self, layer: int, span: Span, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values of a block of the first N' rows.
+    @property
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, `[N, kv_heads, capacity, head_dim]` each."""
+        return [(keys, values) for keys, values in self._held]
+
+    def begin(self, span: Span) -> None:
+        """A pass over `span` is about to attend, layer by layer."""
+
+    def attend(self, layer: int, span: Span, queries: Tensor, block: Tensor) -> Tensor:
+        """Store keys and values of a block of the first N' rows, and read all up to its reach.
 
         Args:
-            block: both, side by side: `[N', n, 2 kv_heads, head_dim]`.
+            queries: of the block, `[N', heads, n, head_dim]`.
+            block: its keys and values, side by side: `[N', n, 2 kv_heads, head_dim]`.
+
+        Returns:
+            `[N', heads, n, head_dim]`.
+        """
+        keys, values = self.write(layer, span, block)
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=span.mask, enable_gqa=self._shared
+        )
+
+    def write(self, layer: int, span: Span, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a block as `attend` does.
 
         Returns:
             All keys and all values up to the reach, `[N', kv_heads, reach, head_dim]` each.
         """
-        rows, reach = block.shape[0], span.reach
+        rows = block.shape[0]
         block = block.view(*block.shape[:2], 2, -1, block.shape[-1])
-        fresh = slice(span.starts[0], span.starts[0] + span.size) if span.index is None else None
-        if self._joint:
-            held = self._joint[layer]
-            if rows < held.shape[1]:
-                held = held[:, :rows]
-            if fresh is not None:
-                held[:, :, :, fresh] = block.permute(2, 0, 3, 1, 4)
-            else:
-                held[:, self._rows[:rows], :, span.index] = block
-            keys, values = held[:, :, :, :reach]
-            return keys, values
-        for kept, new in zip(self.layers[layer], block.unbind(2), strict=True):
-            if fresh is not None:
-                kept[:rows, :, fresh] = new.transpose(1, 2)
-            else:
-                kept[self._rows[:rows], :, span.index] = new
-        keys, values = self.layers[layer]
-        return keys[:rows, :, :reach], values[:rows, :, :reach]
+        held = self._held[layer]
+        if rows < held.shape[1]:
+            held = held[:, :rows]
+        if span.index is None:
+            fresh = slice(span.starts[0], span.starts[0] + span.size)
+            held[:, :, :, fresh] = block.permute(2, 0, 3, 1, 4)
+        else:
+            held[:, self._rows[:rows], :, span.index] = block
+        keys, values = held[:, :, :, : span.reach]
+        return keys, values
+
+    def fill(self, rows: slice, other: KVCache) -> None:
+        """Let `rows` begin with all that another cache holds."""
+        for held, made in zip(self._held, other._held, strict=True):
+            held[:, rows, :, : other.capacity] = made
+
+    def move(self, source: slice, target: slice) -> None:
+        """Let rows `target` be what rows `source` are."""
+        for held in self._held:
+            held[:, target] = held[:, source]
 
     @property
     def nbytes(self) -> int:
-        return sum(held.nbytes for layer in self.layers for held in layer)
+        return sum(held.nbytes for held in self._held)

@@ -17,6 +17,7 @@ from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.model import MusicLM
 from specgen.lm.reread import reread
 from specgen.lm.step import Stepper, norm
+from specgen.lm.turned import cache_for
 from specgen.lm.upload import upload
 
 # The scores of a float32 pass are off by 5e-6 (root mean square) to 1e-4 (worst of 24,000) on the
@@ -87,9 +88,6 @@ class LMSession:
         self._length = 0 if condition is None else condition.shape[1]
         self._doubled = 2 if self.guidance is not None else 1
         total, before = rows * self._doubled, 0 if prefix is None else prefix.shape[1]
-        self.cache = KVCache(model.config, total, before + capacity, model.device, model.dtype)
-        self._run = Stepper(model.transformer, self.memory, self.cache)
-        self._finish = norm(model.out_norm)
         self._kept: Features | None = None  # what a drafter reads of this session
         self._read: Features | None = None  # what this session reads of its verifier
         if verifier is not None and model.config.feature_dim:
@@ -97,6 +95,11 @@ class LMSession:
         # Behind a prefix, places in the cache do not tell which states to read.
         unplaced = self._read is not None and before > 0
         record = None if unplaced else recorder(model.device)
+        self.cache = cache_for(
+            model.config, total, before + capacity, model.device, model.dtype, record is not None
+        )
+        self._run = Stepper(model.transformer, self.memory, self.cache)
+        self._finish = norm(model.out_norm)
         self.recordings: Recordings | None = None
         self._graphs: GraphedPass | None = None
         if record is not None:
@@ -188,9 +191,7 @@ class LMSession:
         past = model.config.past_context
         span = Span.of((0,) * d, size, model.device, model.dtype, past)
         Stepper(model.transformer, None, own)(pair, span)
-        for pairs in zip(self.cache.layers, own.layers, strict=True):
-            for held, made in zip(*pairs, strict=True):
-                held[d * row : d * row + d, :, :size] = made
+        self.cache.fill(slice(d * row, d * row + d), own)
         self._before[row] = size
 
     @property
@@ -229,9 +230,7 @@ class LMSession:
         if self._given:
             self._given[target] = self._given[source]
         old, new = slice(d * source, d * source + d), slice(d * target, d * target + d)
-        for layer in self.cache.layers:
-            for held in layer:
-                held[new] = held[old]
+        self.cache.move(old, new)
         if self.memory is not None:
             for held in self.memory.keys + self.memory.values:
                 held[target] = held[source]

@@ -25,6 +25,7 @@ from specgen.lm.transformer import (
     norm_queries_keys,
     rotate_,
 )
+from specgen.lm.turned import TurnedCache
 
 Product = Callable[[Tensor], Tensor]
 
@@ -59,27 +60,6 @@ def feed_forward(block: Block) -> Product:
     first, active = norm(block.norm2 if block.norm_first else None), activation(block)
     up, down = product(block.up), product(block.down)
     return lambda x: down(active(up(first(x))))
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention by two batched products, for a turned cache (see `KVCache`), where they read at
-    the pace of memory and the fused kernel at half of it.
-
-    Args:
-        queries: `[N, heads, n, head_dim]`.
-        keys, values: `[N, heads, reach, head_dim]`.
-        mask: added to the scores, `[n, reach]` or `[N, 1, n, reach]`, or None.
-
-    Returns:
-        `[N, heads, n, head_dim]`.
-    """
-    N, heads, n, head_dim = queries.shape
-    scores = queries.new_empty(N * heads, n, keys.shape[2])
-    turned = keys.flatten(0, 1).mT
-    scores.baddbmm_(queries.reshape(-1, n, head_dim), turned, beta=0, alpha=head_dim**-0.5)
-    if mask is not None:
-        scores.view(N, heads, n, -1).add_(mask)
-    return torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1)).view(N, heads, n, head_dim)
 
 
 class Layer(NamedTuple):
@@ -120,7 +100,7 @@ class Stepper:
     """
 
     def __init__(
-        self, transformer: Transformer, memory: CrossMemory | None, cache: KVCache
+        self, transformer: Transformer, memory: CrossMemory | None, cache: KVCache | TurnedCache
     ) -> None:
         self.config = transformer.config
         self._memory, self._cache = memory, cache
@@ -140,6 +120,7 @@ class Stepper:
             `[N, n, dim]`.
         """
         N, n, dim = columns.shape
+        self._cache.begin(span)
         added, turn = self._tables.at(span.positions, columns.dtype)
         x = (columns if added is None else columns + added).view(N * n, dim)
         first = self.config.norm_first
@@ -169,14 +150,8 @@ class Stepper:
         heads = qkv.view(N, n, -1, config.head_dim)
         if turn is not None:
             rotate_(heads[:, :, : config.heads + config.kv_heads], turn)
-        keys, values = self._cache.write(index, span, heads[:, :, config.heads :])
         queries = heads[:, :, : config.heads].transpose(1, 2)
-        if self._cache.turned:
-            mixed = attend(queries, keys, values, span.mask)
-        else:
-            mixed = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=span.mask, enable_gqa=config.kv_repeat > 1
-            )
+        mixed = self._cache.attend(index, span, queries, heads[:, :, config.heads :])
         return layer.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
 
     def _consult(self, layer: Layer, index: int, query: Tensor, x: Tensor) -> None:

@@ -174,35 +174,6 @@ def test_the_cache_is_written_where_it_should_be() -> None:
     assert not any(held.any() for held in untouched)
 
 
-@pytest.mark.parametrize("past", [None, 3])
-def test_a_long_cache_is_turned_and_says_the_same(
-    past: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its layout and its products are other ones; rows stand together, apart, and a few of them."""
-    model = made(replace(BASE, past_context=past))
-    vectors, sequence = condition(3), tokens(3, 9)
-    plain = session(model, vectors)
-    monkeypatch.setattr("specgen.lm.cache._TURNED", 10)
-    long = session(model, vectors)
-    assert long.cache.turned and not plain.cache.turned
-    assert [held.is_contiguous() for held in long.cache.layers[0]] == [False, True]
-    assert long.cache.nbytes == plain.cache.nbytes
-    for block, starts in ((slice(0, 5), [0, 0, 0]), (slice(5, 6), [5, 5, 5])):
-        found = [s.feed(sequence[..., block], starts) for s in (plain, long)]
-        assert torch.allclose(*found, atol=1e-12)
-    long.move(2, 0), plain.move(2, 0)
-    for rows, starts in ((3, [6, 3, 5]), (2, [6, 4])):
-        found = [s.feed(sequence[:rows, ..., 6:8], starts) for s in (plain, long)]
-        assert torch.allclose(*found, atol=1e-12)
-
-
-@pytest.mark.parametrize("change", [{"kv_repeat": 3}, {}], ids=["shared keys", "bfloat16"])
-def test_fused_attention_keeps_its_layout(change: dict[str, int]) -> None:
-    dtype = torch.float32 if change else torch.bfloat16
-    cache = KVCache(replace(BASE, **change), 1, 5000, torch.device("cpu"), dtype)
-    assert not cache.turned and all(held.is_contiguous() for held in cache.layers[0])
-
-
 def test_a_short_prompt_is_folded_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folded cross-attention is the same arithmetic in another order."""
     monkeypatch.setattr("specgen.lm.transformer._CALLS", 0)
