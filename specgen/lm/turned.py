@@ -16,7 +16,9 @@ from torch import Tensor
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.config import LMConfig
 
-_LONG = 1024  # positions from which a cache is turned
+# A cache is turned from so many positions on, if a row's keys in a layer are so many numbers: a
+# shorter or a narrower one is read sooner than the calls are made that this takes.
+_LONG, _LARGE = 1024, 2**19
 _WAITING = 64  # positions that wait
 
 
@@ -172,5 +174,6 @@ def cache_for(
 ) -> KVCache | TurnedCache:
     """The cache that suits; `recorded`: the host does not know where passes lie."""
     plain = device.type == "cpu" and dtype in (torch.float32, torch.float64) and not recorded
-    kind = TurnedCache if plain and config.kv_repeat == 1 and capacity >= _LONG else KVCache
+    large = capacity >= _LONG and capacity * config.dim >= _LARGE
+    kind = TurnedCache if plain and large and config.kv_repeat == 1 else KVCache
     return kind(config, rows, capacity, device, dtype)

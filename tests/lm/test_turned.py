@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from specgen.lm import turned
 from specgen.lm.cache import KVCache
+from specgen.lm.config import LMConfig
 from specgen.lm.session import LMSession
 from specgen.lm.turned import TurnedCache, cache_for
 from tests.lm.test_model import BASE, condition, made, tokens
 
 CPU = torch.device("cpu")
 CAPACITY, ROWS = 40, 3
+LARGE = LMConfig(4, 16, 1024, 16, 1, 16)
 MODELS = {past: made(replace(BASE, past_context=past)) for past in (None, 3)}
 
 
@@ -27,6 +29,7 @@ def both(past: int | None, rows: int = ROWS, waiting: int = 4) -> tuple[LMSessio
     plain = LMSession(MODELS[past], **options)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turned, "_LONG", 10)
+        patch.setattr(turned, "_LARGE", 10)
         patch.setattr(turned, "_WAITING", waiting)
         long = LMSession(MODELS[past], **options)  # type: ignore[arg-type]
     assert isinstance(long.cache, TurnedCache) and isinstance(plain.cache, KVCache)
@@ -84,6 +87,7 @@ def test_what_stands_before_a_sequence() -> None:
         sessions = []
         for long in (10_000, 10):
             patch.setattr(turned, "_LONG", long)
+            patch.setattr(turned, "_LARGE", long)
             null = torch.zeros(1, 1, BASE.dim, dtype=torch.float64)
             sessions.append(
                 LMSession(
@@ -107,17 +111,23 @@ def test_what_stands_before_a_sequence() -> None:
                 session.admit(1, prefix[0, :3])
 
 
-@pytest.mark.parametrize("change", [{"kv_repeat": 3}, {}], ids=["shared keys", "bfloat16"])
+@pytest.mark.parametrize("change", [{"kv_repeat": 4}, {}], ids=["shared keys", "bfloat16"])
 def test_fused_attention_keeps_its_layout(change: dict[str, int]) -> None:
-    dtype = torch.float32 if change else torch.bfloat16
-    assert isinstance(cache_for(replace(BASE, **change), 1, 5000, CPU, dtype), KVCache)
-    assert isinstance(cache_for(BASE, 1, 5000, CPU, torch.float32), TurnedCache)
-    assert isinstance(cache_for(BASE, 1, 5000, CPU, torch.float32, recorded=True), KVCache)
-    assert isinstance(cache_for(BASE, 1, 1000, CPU, torch.float32), KVCache)
+    dtype, large = torch.float32 if change else torch.bfloat16, replace(LARGE, **change)
+    assert isinstance(cache_for(large, 1, 5000, CPU, dtype), KVCache)
+    assert isinstance(cache_for(LARGE, 1, 5000, CPU, torch.float32), TurnedCache)
+    assert isinstance(cache_for(LARGE, 1, 5000, CPU, torch.float32, recorded=True), KVCache)
+
+
+@pytest.mark.parametrize(("dim", "capacity"), [(1024, 1024), (256, 2048)])
+def test_short_and_narrow_caches_keep_their_layout(dim: int, capacity: int) -> None:
+    config = replace(LARGE, dim=dim)
+    assert isinstance(cache_for(config, 1, capacity, CPU, torch.float32), TurnedCache)
+    assert isinstance(cache_for(config, 1, capacity - 1, CPU, torch.float32), KVCache)
 
 
 def test_it_takes_little_more_memory() -> None:
-    small, large = replace(BASE, layers=2), (2, 1024, CPU, torch.float32)
-    plain, long = KVCache(small, *large).nbytes, cache_for(small, *large).nbytes
-    assert plain < long <= 1.07 * plain
-    assert sum(k.nbytes + v.nbytes for k, v in cache_for(small, *large).layers) == plain
+    large = (2, 1024, CPU, torch.float32)
+    plain, long = KVCache(LARGE, *large).nbytes, cache_for(LARGE, *large)
+    assert plain < long.nbytes <= 1.07 * plain
+    assert sum(k.nbytes + v.nbytes for k, v in long.layers) == plain
