@@ -12,6 +12,7 @@ _FORGET = 0.98  # of a row's acceptance, a round that judged guesses
 _PRIOR_JUDGED = 16.0  # weight of what other pieces have shown, in judged steps
 _LONG = 120.0  # judged steps that their acceptance goes back
 _SWITCH = 0.03  # how much faster the other way must be, with drafts or without
+_BESIDE = 8  # rounds after a change of kind that are compared with those before it
 _TRIAL, _WASTE = 3, 0.005  # rounds that the other way is tried for; what trying may cost
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 192  # rounds between trials
 
@@ -94,10 +95,12 @@ class Costs:
 
     def __init__(self) -> None:
         self._line = Line(0.9, 0.12)
-        self._single = Mean(1.0, 0.02)  # a pass of one column, over what the line says
+        self._single = Mean(1.0, 0.05)  # a pass of one column, over what the line says
         self._draft = Mean(0.35, _SHAPE)
         self._scale = 0.0
-        self._drafted = True  # whether the last round did
+        self._drafted: bool | None = None  # whether the last round did
+        self._pace = self._other = 0.0  # of rounds like the last, and of the other kind before
+        self._since, self._alone = 0, False  # rounds since then, and whether they had one column
 
     def verify(self, columns: int) -> float:
         """The price of a verify pass over some columns."""
@@ -117,7 +120,8 @@ class Costs:
         """Take in one round's times; what something else on the machine stretched counts little.
 
         The first round with a draft after some without finds no weights in the cache, and the first
-        without has more than usual there: neither tells what those that follow cost.
+        without has more than usual there: neither tells what those that follow cost. Nor does the
+        very first of all, in which much is made or found for the first time.
         """
         changed, self._drafted = self._drafted != bool(draft_steps), bool(draft_steps)
         pace = verify_seconds / self._shape(columns)
@@ -126,13 +130,27 @@ class Costs:
         self._scale += _DRIFT * (min(pace, _SPIKE * self._scale) - self._scale)
         if changed:
             return
+        self._compare(columns == 1, verify_seconds / self._line.at(columns))
         cost = min(verify_seconds / self._scale, _SPIKE * self._shape(columns))
-        if columns == 1:
-            self._single.add(cost / self._line.at(1))
-        else:
+        if columns > 1:
             self._line.add(columns, cost)
         if draft_steps:
             self._draft.add(draft_seconds / draft_steps / self._scale)
+
+    def _compare(self, alone: bool, pace: float) -> None:
+        """Learn what one column costs over what the line says, where rounds of both kinds lie side
+        by side in time. Elsewhere the scale, which follows the kind at hand, hides it."""
+        if alone != self._alone:
+            self._other, self._pace, self._since, self._alone = self._pace, 0.0, 0, alone
+        if not self._pace or pace < self._pace / _SPIKE:
+            self._pace = pace
+        self._pace += max(_DRIFT, 1 / (2 + self._since)) * (
+            min(pace, _SPIKE * self._pace) - self._pace
+        )
+        self._since += 1
+        if self._other and self._since <= _BESIDE:
+            single, block = (self._pace, self._other) if alone else (self._other, self._pace)
+            self._single.add(single / block)
 
 
 class Learnt:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specgen.lm.cache import KVCache, Span
+from specgen.lm.cache import Span
 from specgen.lm.compiled import compiled_feed_forward
 from specgen.lm.transformer import (
     Block,
@@ -25,7 +25,7 @@ from specgen.lm.transformer import (
     norm_queries_keys,
     rotate_,
 )
-from specgen.lm.turned import TurnedCache
+from specgen.lm.turned import Cache
 
 Product = Callable[[Tensor], Tensor]
 
@@ -99,9 +99,7 @@ class Stepper:
         cache: of N rows.
     """
 
-    def __init__(
-        self, transformer: Transformer, memory: CrossMemory | None, cache: KVCache | TurnedCache
-    ) -> None:
+    def __init__(self, transformer: Transformer, memory: CrossMemory | None, cache: Cache) -> None:
         self.config = transformer.config
         self._memory, self._cache = memory, cache
         self._tables = transformer.position_tables(cache.capacity)

@@ -107,33 +107,31 @@ class TurnedCache:
     def attend(self, layer: int, span: Span, queries: Tensor, block: Tensor) -> Tensor:
         """As `KVCache.attend`, after `begin`."""
         N, heads, n, head_dim = queries.shape
-        turned, waiting = self._turned[layer], self._waiting[layer]
-        place, new = self._place, block.view(N, n, 2, heads, head_dim)
-        if place.into is None:
-            for rows in [slice(0, N)] if span.index is None else map(_row, range(N)):
-                start = span.starts[rows.start]
-                fresh = new[rows].permute(2, 0, 3, 4, 1)
-                turned[:, rows, :, :, start : start + n] = fresh
-        elif isinstance(place.into, slice):
-            waiting[:, :N, :, place.into] = new.permute(2, 0, 3, 1, 4)
-        else:
-            waiting[:, self._rows[:N], :, place.into] = new
-        every = N * heads
-        keys, values = turned.flatten(1, 2)[:, :every, :, : place.turned]
+        place, every = self._place, N * heads
+        self._store(layer, span, block.view(N, n, 2, heads, head_dim))
+        keys, values = self._turned[layer].flatten(1, 2)[:, :every, :, : place.turned]
+        late_keys, late_values = self._waiting[layer].flatten(1, 2)[:, :every, : place.waiting]
         asked = (queries * head_dim**-0.5).reshape(every, n, head_dim)
-        if not place.waiting:
-            shares = _shares(torch.bmm(asked, keys), place.mask, heads)
-            return torch.bmm(shares, values.mT).view(N, heads, n, head_dim)
-        late_keys, late_values = waiting.flatten(1, 2)[:, :every, : place.waiting]
-        late = torch.bmm(asked, late_keys.mT)
-        if not place.turned:
-            shares = _shares(late, place.mask, heads)
-            return torch.bmm(shares, late_values).view(N, heads, n, head_dim)
-        scores = torch.cat([torch.bmm(asked, keys), late], dim=-1)
-        shares = _shares(scores, place.mask, heads)
+        scores = torch.cat([torch.bmm(asked, keys), torch.bmm(asked, late_keys.mT)], dim=-1)
+        if place.mask is not None:
+            scores.view(N, heads, n, -1).add_(place.mask)
+        shares = scores.softmax(dim=-1)
         found = torch.bmm(shares[..., : place.turned], values.mT)
         found.baddbmm_(shares[..., place.turned :], late_values)
         return found.view(N, heads, n, head_dim)
+
+    def _store(self, layer: int, span: Span, block: Tensor) -> None:
+        """Write a block, `[N', n, 2, heads, head_dim]`, where `begin` has found its place."""
+        turned, waiting, into = self._turned[layer], self._waiting[layer], self._place.into
+        rows, size = block.shape[:2]
+        if isinstance(into, slice):
+            waiting[:, :rows, :, into] = block.permute(2, 0, 3, 1, 4)
+        elif into is not None:
+            waiting[:, self._rows[:rows], :, into] = block
+        else:
+            for row in [slice(0, rows)] if span.index is None else map(_row, range(rows)):
+                start = span.starts[row.start]
+                turned[:, row, ..., start : start + size] = block[row].permute(2, 0, 3, 4, 1)
 
     def fill(self, rows: slice, other: KVCache) -> None:
         """Let `rows` begin with all that another cache holds."""
@@ -157,11 +155,7 @@ def _row(row: int) -> slice:
     return slice(row, row + 1)
 
 
-def _shares(scores: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """What each place is given, `[N heads, n, L]`, from scores that may be overwritten."""
-    if mask is not None:
-        scores.view(-1, heads, *scores.shape[1:]).add_(mask)
-    return scores.softmax(dim=-1)
+Cache = KVCache | TurnedCache
 
 
 def cache_for(
@@ -171,7 +165,7 @@ def cache_for(
     device: torch.device,
     dtype: torch.dtype,
     recorded: bool = False,
-) -> KVCache | TurnedCache:
+) -> Cache:
     """The cache that suits; `recorded`: the host does not know where passes lie."""
     plain = device.type == "cpu" and dtype in (torch.float32, torch.float64) and not recorded
     large = capacity >= _LONG and capacity * config.dim >= _LARGE

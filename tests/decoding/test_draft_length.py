@@ -175,6 +175,36 @@ def test_a_stretched_round_is_forgotten(place: int) -> None:
     assert costs.draft_step == pytest.approx(0.4, rel=0.05)
 
 
+def test_what_the_very_first_round_makes_is_not_its_price() -> None:
+    """The first draft of an engine makes noise and tables: ten times the price of the others."""
+    learnt = Learnt()
+    auto = AutoLength(1.0, learnt)
+    for i in range(20):
+        m = auto.choose(1)
+        assert m > 0
+        drafting = 0.35 * m * (10 if not i else 1)
+        learnt.costs(1).clock(
+            draft_steps=m, draft_seconds=drafting, columns=m + 1, verify_seconds=1 + 0.1 * m
+        )
+        auto.observe(length=m, accepted=m, judged=m, draft_steps=m)
+
+
+@pytest.mark.parametrize("block", [1.1, 1.6])
+def test_a_few_trials_tell_what_a_block_costs_over_a_single_column(block: float) -> None:
+    """In a long pause the scale follows single columns; only neighbours in time can be compared."""
+    costs, noise = Costs(), Random(1)
+    for i in range(500):
+        trial, drift = i % 50 >= 47, 1 + i / 500
+        costs.clock(
+            draft_steps=int(trial),
+            draft_seconds=0.35 * drift * trial,
+            columns=1 + trial,
+            verify_seconds=drift * (block if trial else 1.0) * noise.uniform(0.95, 1.05),
+        )
+    assert costs.verify(2) / costs.verify(1) == pytest.approx(block, rel=0.07)
+    assert costs.draft_step / costs.verify(1) == pytest.approx(0.35, rel=0.1)
+
+
 def test_what_the_machine_does_to_all_prices_changes_no_choice() -> None:
     learnt = clocked(0.2, 0.9, 0.1)
     before = settled(0.75, learnt).choose(1)
