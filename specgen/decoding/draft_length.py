@@ -101,6 +101,7 @@ class Costs:
         self._drafted: bool | None = None  # whether the last round did
         self._pace = self._other = 0.0  # of rounds like the last, and of the other kind before
         self._since, self._alone = 0, False  # rounds since then, and whether they had one column
+        self._before = 0  # rounds of the other kind in a row
 
     def verify(self, columns: int) -> float:
         """The price of a verify pass over some columns."""
@@ -141,14 +142,15 @@ class Costs:
         """Learn what one column costs over what the line says, where rounds of both kinds lie side
         by side in time. Elsewhere the scale, which follows the kind at hand, hides it."""
         if alone != self._alone:
-            self._other, self._pace, self._since, self._alone = self._pace, 0.0, 0, alone
+            self._other, self._before = self._pace, self._since
+            self._pace, self._since, self._alone = 0.0, 0, alone
         if not self._pace or pace < self._pace / _SPIKE:
             self._pace = pace
         self._pace += max(_DRIFT, 1 / (2 + self._since)) * (
             min(pace, _SPIKE * self._pace) - self._pace
         )
         self._since += 1
-        if self._other and self._since <= _BESIDE:
+        if self._since <= min(_BESIDE, self._before):  # no oftener than there are to compare with
             single, block = (self._pace, self._other) if alone else (self._other, self._pace)
             self._single.add(single / block)
 
