@@ -13,6 +13,7 @@ _PRIOR_JUDGED = 16.0  # weight of what other pieces have shown, in judged steps
 _LONG = 120.0  # judged steps that their acceptance goes back
 _SWITCH = 0.03  # how much faster the other way must be, with drafts or without
 _BESIDE = 8  # rounds after a change of kind that are compared with those before it
+_FAR = 4.0  # times as dear: no matter of columns, the machine has changed its pace in between
 _TRIAL, _WASTE = 3, 0.005  # rounds that the other way is tried for; what trying may cost
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 192  # rounds between trials
 
@@ -152,7 +153,8 @@ class Costs:
         self._since += 1
         if self._since <= min(_BESIDE, self._before):  # no oftener than there are to compare with
             single, block = (self._pace, self._other) if alone else (self._other, self._pace)
-            self._single.add(single / block)
+            if 1 / _FAR < single / block < _FAR:
+                self._single.add(single / block)
 
 
 class Learnt:

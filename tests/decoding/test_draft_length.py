@@ -205,6 +205,18 @@ def test_a_few_trials_tell_what_a_block_costs_over_a_single_column(block: float)
     assert costs.draft_step / costs.verify(1) == pytest.approx(0.35, rel=0.1)
 
 
+def test_a_machine_that_stalls_in_between_is_no_matter_of_columns() -> None:
+    costs = Costs()
+    for drafted, seconds in [(0, 1e-3)] * 20 + [(1, 9.0)] * 20:
+        costs.clock(
+            draft_steps=drafted,
+            draft_seconds=0.3 * seconds * drafted,
+            columns=1 + 4 * drafted,
+            verify_seconds=seconds,
+        )
+    assert costs.verify(1) > 0.3 * costs.verify(5)
+
+
 def test_what_the_machine_does_to_all_prices_changes_no_choice() -> None:
     learnt = clocked(0.2, 0.9, 0.1)
     before = settled(0.75, learnt).choose(1)
