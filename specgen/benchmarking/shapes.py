@@ -102,7 +102,7 @@ class Shape:
 def read_parameters(config: LMConfig, heads: float = 1.0) -> int:
     """See `Shape.read_parameters`."""
     kv = 2 * config.kv_heads * config.head_dim
-    attention = config.dim * (2 * config.dim + kv)
+    attention = config.dim * (2 * config.dim + kv) if config.attention else 0
     cross = 2 * config.dim**2 if config.condition_dim else 0
     layer = attention + cross + 2 * config.dim * config.ff_dim
     return config.layers * layer + round(heads * config.codebooks * config.card * config.dim)
@@ -115,7 +115,7 @@ def cache_bytes(config: LMConfig, item: int) -> int:
 
 def _parameters(config: LMConfig) -> int:
     memory = 2 * config.condition_dim * config.dim
-    norms = 2 * config.dim * (3 if config.condition_dim else 2)
+    norms = 2 * config.dim * (1 + config.attention + bool(config.condition_dim))
     tables = config.codebooks * (config.card + 1) * config.dim
     return read_parameters(config) + config.layers * (memory + norms) + tables + 2 * config.dim
 

@@ -30,6 +30,8 @@ class LMConfig:
         feature_dim: width of what a drafter reads of its verifier beside a column's tokens: the
             states that the verifier drew them from, conditional and null (Li et al. 2024, "EAGLE").
             Such a drafter also has its verifier's embeddings and heads. 0: an ordinary model.
+        attention: whether a column sees those before it. Only a drafter with a `feature_dim` can do
+            without: its verifier's states have seen them.
 
     Raises:
         ValueError: options that contradict each other.
@@ -56,6 +58,7 @@ class LMConfig:
     layer_scale: bool = False
     past_context: int | None = None
     feature_dim: int = 0
+    attention: bool = True
 
     def __post_init__(self) -> None:
         for name in ("codebooks", "card", "dim", "heads", "layers", "ff_dim", "kv_repeat"):
@@ -71,6 +74,8 @@ class LMConfig:
             raise ValueError(f"past_context must be at least 1 or None, got {self.past_context}")
         if self.feature_dim < 0:
             raise ValueError(f"feature_dim must be 0 or more, got {self.feature_dim}")
+        if not self.attention and not self.feature_dim:
+            raise ValueError("a model without a feature_dim needs attention")
         if self.positions not in POSITIONS:
             raise ValueError(
                 f"positions {self.positions!r} is unknown; known: {', '.join(POSITIONS)}"
@@ -86,7 +91,7 @@ class LMConfig:
 
     @property
     def kv_heads(self) -> int:
-        return self.heads // self.kv_repeat
+        return self.heads // self.kv_repeat if self.attention else 0
 
     @property
     def special(self) -> int:

@@ -20,7 +20,6 @@ from specgen.lm.transformer import (
     Block,
     CrossAttention,
     CrossMemory,
-    SelfAttention,
     Transformer,
     norm_queries_keys,
     rotate_,
@@ -62,15 +61,31 @@ def feed_forward(block: Block) -> Product:
     return lambda x: down(active(up(first(x))))
 
 
+class Attention(NamedTuple):
+    """The self-attention of a block, gathered."""
+
+    norm: Product
+    qkv: Product
+    out: Product
+    norms: tuple[nn.LayerNorm, nn.LayerNorm] | None  # of queries and keys
+
+    @classmethod
+    def of(cls, block: Block) -> Attention | None:
+        held = block.attention
+        if held is None:
+            return None
+        norms = None
+        if held.q_norm is not None and held.k_norm is not None:
+            norms = held.q_norm, held.k_norm
+        return cls(norm(block.norm1), product(held.qkv), product(held.out), norms)
+
+
 class Layer(NamedTuple):
     """One block, gathered (to look a part up in a module takes as long as a small product)."""
 
     block: Block
-    attention: SelfAttention
+    attention: Attention | None
     cross: CrossAttention | None
-    norm1: Product
-    qkv: Product
-    out: Product
     norm_cross: Product
     norm2: Product
     feed: Product
@@ -79,11 +94,8 @@ class Layer(NamedTuple):
     def of(cls, block: Block, compiled: bool = False) -> Layer:
         return cls(
             block,
-            block.attention,
+            Attention.of(block),
             block.cross,
-            norm(block.norm1),
-            product(block.attention.qkv),
-            product(block.attention.out),
             norm(block.norm_cross),
             norm(block.norm2),
             feed_forward(block) if not compiled else compiled_feed_forward(block),
@@ -124,10 +136,12 @@ class Stepper:
         first = self.config.norm_first
         for index, layer in enumerate(self._layers):
             block = layer.block
-            x_in = x
-            h = self._attend(layer, index, layer.norm1(x) if first else x, turn, span, N, n)
-            x = x + (h * block.scale1 if block.scaled else h)
-            x = x if first else layer.norm1(x)
+            x_in, attention = x, layer.attention
+            if attention is not None:
+                asked = attention.norm(x) if first else x
+                h = self._attend(attention, index, asked, turn, span, N, n)
+                x = x + (h * block.scale1 if block.scaled else h)
+                x = x if first else attention.norm(x)
             if self._memory is not None and layer.cross is not None:
                 query = layer.norm_cross(x) if first else x_in
                 self._consult(layer, index, query.view(N, n, dim), x.view(N, n, dim))
@@ -138,19 +152,25 @@ class Stepper:
         return x.view(N, n, dim)
 
     def _attend(
-        self, layer: Layer, index: int, x: Tensor, turn: Tensor | None, span: Span, N: int, n: int
+        self,
+        attention: Attention,
+        index: int,
+        x: Tensor,
+        turn: Tensor | None,
+        span: Span,
+        N: int,
+        n: int,
     ) -> Tensor:
         """Self-attention of columns `[N n, dim]` over the cache."""
-        config, attention = self.config, layer.attention
-        qkv = layer.qkv(x)
-        if attention.q_norm is not None and attention.k_norm is not None:
-            qkv = norm_queries_keys(qkv, attention.q_norm, attention.k_norm)
+        config, qkv = self.config, attention.qkv(x)
+        if attention.norms is not None:
+            qkv = norm_queries_keys(qkv, *attention.norms)
         heads = qkv.view(N, n, -1, config.head_dim)
         if turn is not None:
             rotate_(heads[:, :, : config.heads + config.kv_heads], turn)
         queries = heads[:, :, : config.heads].transpose(1, 2)
         mixed = self._cache.attend(index, span, queries, heads[:, :, config.heads :])
-        return layer.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
+        return attention.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
 
     def _consult(self, layer: Layer, index: int, query: Tensor, x: Tensor) -> None:
         """Add to `x` what cross-attention finds for `query`, `[N, n, dim]` both."""

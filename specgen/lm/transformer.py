@@ -184,14 +184,14 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, feed-forward; pre-norm or post-norm."""
+    """Self-attention and cross-attention, where there are, and feed-forward; pre- or post-norm."""
 
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.norm_first = config.norm_first
         self.activation = _ACTIVATIONS[config.activation]
-        self.norm1 = nn.LayerNorm(config.dim)
-        self.attention = SelfAttention(config)
+        self.norm1 = nn.LayerNorm(config.dim) if config.attention else None
+        self.attention = SelfAttention(config) if config.attention else None
         conditioned = config.condition_dim > 0
         self.norm_cross = nn.LayerNorm(config.dim) if conditioned else None
         self.cross = CrossAttention(config) if conditioned else None
@@ -199,7 +199,8 @@ class Block(nn.Module):
         self.up = nn.Linear(config.dim, config.ff_dim, bias=config.bias_ff)
         self.down = nn.Linear(config.ff_dim, config.dim, bias=config.bias_ff)
         if config.layer_scale:
-            self.scale1 = nn.Parameter(torch.full((config.dim,), 1e-4))
+            if config.attention:
+                self.scale1 = nn.Parameter(torch.full((config.dim,), 1e-4))
             self.scale2 = nn.Parameter(torch.full((config.dim,), 1e-4))
             if conditioned:
                 self.scale_cross = nn.Parameter(torch.full((config.dim,), 1e-4))
@@ -209,10 +210,11 @@ class Block(nn.Module):
         self, x: Tensor, layer: int, turn: Tensor | None, memory: CrossMemory | None
     ) -> Tensor:
         first = self.norm_first
-        h = self.attention(self.norm1(x) if first else x, turn)
         x_in = x  # audiocraft's post-norm block queries the condition with the block's own input
-        x = x + (h * self.scale1 if self.scaled else h)
-        x = x if first else self.norm1(x)
+        if self.attention is not None and self.norm1 is not None:
+            h = self.attention(self.norm1(x) if first else x, turn)
+            x = x + (h * self.scale1 if self.scaled else h)
+            x = x if first else self.norm1(x)
         if self.cross is not None and self.norm_cross is not None and memory is not None:
             query = self.norm_cross(x) if first else x_in
             h = self.cross(query, memory.keys[layer], memory.values[layer], memory.mask)
@@ -309,7 +311,7 @@ class Transformer(nn.Module):
                 if config.positions in ("sin", "sin_rope"):
                     table = sinusoids(every, config.dim, config.max_period, torch.float32)
                     sines = table * config.positional_scale
-                if config.positions in ("rope", "sin_rope"):
+                if config.positions in ("rope", "sin_rope") and config.attention:
                     scale = config.positional_scale
                     turns = rotations(every, config.head_dim, config.max_period, scale)
                 known = self._tables = PositionTables(sines, turns, len(every), device)

@@ -81,22 +81,26 @@ def test_states_of_one_half_leave_the_other_at_zero() -> None:
     assert features.beside([1], 1).tolist() == [[[1, 1, 1, 0, 0]]]
 
 
-def pair(rows: int, guidance: float | None) -> tuple[MusicLM, MusicLM, LMSession, LMSession]:
+def pair(
+    rows: int, guidance: float | None, attention: bool = True
+) -> tuple[MusicLM, MusicLM, LMSession, LMSession]:
     """A verifier and a drafter that reads it."""
     verifier = made(ROPE)
-    follower = made(replace(ROPE, layers=1, condition_dim=0, feature_dim=2 * ROPE.dim))
+    options = {"layers": 1, "condition_dim": 0, "feature_dim": 2 * ROPE.dim}
+    follower = made(replace(ROPE, **options, attention=attention))  # type: ignore[arg-type]
     given = condition(rows)
     options = {"condition": given, "null": condition(1, 1), "guidance": guidance}
     lead = LMSession(verifier, rows=rows, capacity=16, **options)  # type: ignore[arg-type]
     return verifier, follower, lead, LMSession(follower, rows=rows, capacity=16, verifier=lead)
 
 
+@pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("guidance", [None, 2.5])
 @pytest.mark.parametrize("blocks", [[1, 1, 1, 1, 1, 1], [3, 3], [2, 1, 3]])
 def test_columns_on_a_cache_equal_the_whole_sequence(
-    guidance: float | None, blocks: list[int]
+    guidance: float | None, blocks: list[int], attention: bool
 ) -> None:
-    verifier, follower, lead, drafter = pair(2, guidance)
+    verifier, follower, lead, drafter = pair(2, guidance, attention)
     sequence = tokens(2, 6)
     given = verifier.transformer.memory(condition(2))
     null = verifier.transformer.memory(condition(1, 1).expand(2, -1, -1))
@@ -115,8 +119,22 @@ def test_columns_on_a_cache_equal_the_whole_sequence(
     assert not torch.allclose(expected, follower.hidden(sequence, None), atol=1e-3)
 
 
-def test_a_draft_goes_on_with_the_drafters_own_states() -> None:
-    _, follower, lead, drafter = pair(2, 2.5)
+def test_without_attention_a_column_is_all_that_is_read() -> None:
+    """Beside its state: no cache is held, no position counts, and only such a drafter can do so."""
+    _, follower, _, drafter = pair(2, 2.5, attention=False)
+    assert drafter.cache.nbytes == 0 and follower.config.kv_heads == 0
+    assert not any("attention" in name or "norm1" in name for name in follower.state_dict())
+    states = torch.randn(2, 6, 2 * ROPE.dim, dtype=torch.float64)
+    whole = follower.hidden(tokens(2, 6), None, states)
+    last = follower.hidden(tokens(2, 6)[..., 5:], None, states[:, 5:])
+    assert torch.allclose(whole[:, 5:], last, atol=1e-12)
+    with pytest.raises(ValueError, match="needs attention"):
+        replace(ROPE, attention=False)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_draft_goes_on_with_the_drafters_own_states(attention: bool) -> None:
+    _, follower, lead, drafter = pair(2, 2.5, attention)
     sequence = tokens(2, 6)
     lead.feed(sequence[..., :3], [0] * 2)
     drafter.hear([3] * 2)
