@@ -279,21 +279,24 @@ def _check(node: PresetNode, path: Path) -> None:
         raise bad("duration.stride must lie above 0 and up to duration.max")
 
 
-def parse_draft_frames(value: object, where: str) -> int | None:
-    """A draft length in frames; None for `auto`.
+def parse_draft_frames(value: object, where: str) -> float | None:
+    """A draft length in frames, or a part of one; None for `auto`.
 
     Raises:
-        UserError: neither `auto` nor a whole number from 1 to 12.
+        UserError: neither `auto`, nor a whole number from 1 to 12, nor less than 1.
     """
     if value == "auto":
         return None
     try:
-        frames = int(str(value))
+        frames = float(str(value))
     except ValueError:
-        frames = 0
-    if not 1 <= frames <= 12:
-        raise UserError(f"{where} must be auto or a whole number from 1 to 12, got {value!r}")
-    return frames
+        frames = 0.0
+    if not (0 < frames < 1 or frames in range(1, 13)):
+        raise UserError(
+            f"{where} must be auto, a whole number from 1 to 12 or a part of a frame such as 0.5, "
+            f"got {value!r}"
+        )
+    return frames if frames < 1 else int(frames)
 
 
 def parse_quantize(text: str | None) -> dict[str, str]:

@@ -28,7 +28,7 @@ from specgen.codec.base import Codec
 from specgen.config import Preset, VerifierNode, check_sampling, load_preset, parse_quantize
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.draft_length import Learnt
-from specgen.decoding.loop import Drafting, Progress, steps_per_frame
+from specgen.decoding.loop import Drafting, Progress, draft_steps
 from specgen.decoding.lossy import Kind, Leniency, Lenient
 from specgen.devices import choose_device, choose_dtype, choose_threads, describe_device, versions
 from specgen.errors import UserError
@@ -259,10 +259,9 @@ class Engine:
     def drafting(self) -> Drafting:
         """How the settings say to draft, in the verifier's steps."""
         settings = self.settings
-        per_frame = steps_per_frame(self.verifier.pattern)
         return Drafting(
             Rule(settings.rule),
-            settings.draft_frames and settings.draft_frames * per_frame,
+            draft_steps(settings.draft_frames, self.verifier.pattern),
             settings.draft_temperatures,
             lenient(settings.lossy, self.codec),
         )

@@ -30,7 +30,7 @@ class Settings:
     Attributes:
         sampling: temperature, top-k, top-p and CFG coefficient.
         rule: the accept rule's name.
-        draft_frames: draft length, None for auto.
+        draft_frames: draft length, maybe a part of a frame; None for auto.
         draft_temperatures: one a codebook, or empty.
         drafter_cfg: whether the drafter is guided too.
         allow_biased: accept a rule that changes the distribution.
@@ -39,7 +39,7 @@ class Settings:
 
     sampling: SamplingNode
     rule: str = "coupled"
-    draft_frames: int | None = None
+    draft_frames: float | None = None
     draft_temperatures: tuple[float, ...] = ()
     drafter_cfg: bool = True
     allow_biased: bool = False

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from specgen import config
+from specgen.decoding.loop import draft_steps
 from specgen.errors import UserError
+from specgen.patterns import PatternSpec
 
 MINIMAL = """\
 verifier: {checkpoint: a}
@@ -26,6 +28,17 @@ def test_every_preset_of_the_project_loads() -> None:
     for name in names:
         loaded = config.load_preset(name)
         assert loaded.node.description and len(loaded.sha256) == 64
+
+
+def test_a_draft_is_some_frames_or_a_part_of_one() -> None:
+    read = [config.parse_draft_frames(v, "here") for v in ("auto", "3", 12, "0.5", 0.25)]
+    assert read == [None, 3, 12, 0.5, 0.25] and type(read[1]) is int  # as it stands in a sidecar
+    flatten, delay = PatternSpec("flatten", 4), PatternSpec("delay", 4)
+    assert [draft_steps(frames, flatten) for frames in read] == [None, 12, 48, 2, 1]
+    assert [draft_steps(frames, delay) for frames in read] == [None, 3, 12, 1, 1]
+    for wrong in ("1.5", "0", "-1", "13", "nan", "inf", "soon"):
+        with pytest.raises(UserError, match="here must be auto, a whole number from 1 to 12 or a"):
+            config.parse_draft_frames(wrong, "here")
 
 
 def test_defaults_and_paths(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from specgen.benchmarking.prediction import Passes, Prices, predict
 from specgen.benchmarking.rows import SCHEMA
 from specgen.benchmarking.shapes import FRAME_RATE, Pair, Shape, cache_bytes
 from specgen.benchmarking.tables import grid
+from specgen.decoding.loop import draft_steps, steps_per_frame
 from specgen.errors import UserError
 from specgen.patterns import PatternSpec
 
 ITEM = 2  # bytes a number: 16 bit
-AUTO_FRAMES = (0, 1, 2, 3, 4, 6, 8, 12)
+AUTO_FRAMES = (0, 0.25, 0.5, 0.75, 1, 2, 3, 4, 6, 8, 12)
 _SEEDS = 3  # plays of coins that a prediction is the mean of
 
 
@@ -140,8 +141,8 @@ def roof(
     verifier, drafter = pair.verifier, pair.drafter
     lead = PatternSpec(verifier.pattern, verifier.config.codebooks)
     middle = lead.of(frames).steps / 2
-    per_frame = verifier.config.codebooks if verifier.pattern == "flatten" else 1
-    steps = [f * per_frame for f in AUTO_FRAMES] if drafter is not None else [0]
+    lengths = AUTO_FRAMES if drafter is not None else (0,)
+    steps = list(dict.fromkeys(draft_steps(f or None, lead) or 0 for f in lengths))
     verify = {
         n: pass_seconds(verifier, card, columns=n, share=share, positions=middle, rows=rows)
         for n in {1, *(m + 1 for m in steps)}
@@ -173,7 +174,7 @@ def roof(
         share,
         sum(one.seconds for one in found) / len(found),
         alone.seconds,
-        found[0].steps / per_frame,
+        found[0].steps / steps_per_frame(lead),
         sum(p.tokens_per_pass for p in played) / len(played),
         verify[1],
         draft,

@@ -48,7 +48,7 @@ class Sweep:
 
     durations: tuple[float, ...] = ()
     batches: tuple[int, ...] = (1,)
-    draft_frames: tuple[int | None, ...] = ()
+    draft_frames: tuple[float | None, ...] = ()
     rules: tuple[str, ...] = ()
     temperatures: tuple[tuple[float, ...], ...] = ()
     acceptances: tuple[Given, ...] = ()
@@ -60,7 +60,7 @@ class Draft:
     """How a case drafts; `frames` None is `auto`; `given` is a synthetic pair's acceptance."""
 
     rule: str
-    frames: int | None
+    frames: float | None
     temperatures: tuple[float, ...]
     given: Given | None = None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import cycle
+from itertools import combinations, cycle
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from specgen.decoding.rounds import Batch
 AUTO_STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # draft lengths tried in place of `auto`
 _TIMED = (1, 2, 4, 8, 16)  # those of them that are timed
 _ROUNDS = 6  # at each length, in turn; those of the first turn do not count
+_LEAST = 18  # rounds in all
 
 
 def draft_steps(trial: Trial) -> list[int]:
@@ -67,7 +68,7 @@ class Times:
         for row in range(rows):
             batch.admit(row, row, Piece(trial.frames, row, prompt))
             batch.lengths[row] = InTurn(lengths)
-        for turn in range(_ROUNDS * len(lengths)):
+        for turn in range(max(_LEAST, _ROUNDS * len(lengths))):
             began = time.perf_counter()
             batch.round()
             whole = time.perf_counter() - began
@@ -105,11 +106,11 @@ class Book:
         self._times[_key(trial)].take(trial, lead, follow, lengths)
 
     def prices(self, trial: Trial, alone: float) -> Prices:
-        """Medians of what was seen; a pass of one column costs a step of the verifier alone."""
+        """Passes of more columns than one lie on a line through what was seen; one of a single
+        column costs a step of the verifier alone, a drafter pass the median of what was seen."""
         times = self._times[_key(trial)]
-        usual = {n: s for n, s in times.verify.items() if n > 1 and len(s) > 1} or times.verify
-        seen = {n: statistics.median(s) for n, s in usual.items()}
-        return Prices({1: alone, **seen}, statistics.median(times.draft or [0.0]))
+        blocks = {n: seen for n, seen in times.verify.items() if n > 1}
+        return Prices({1: alone, **on_a_line(blocks)}, statistics.median(times.draft or [0.0]))
 
     def predict(
         self, trial: Trial, alone: tuple[Trial, Samples], chance: list[float], measured: float
@@ -143,6 +144,22 @@ class Book:
             "verify_pass_seconds": {str(n): s for n, s in sorted(prices.verify.items())},
             "acceptance_per_codebook": chance,
         }
+
+
+def on_a_line(seen: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """The two ends of a line through samples by size, that stretched ones do not bend (Sen 1968):
+    its slope, which is not below zero, is the median of those between the samples."""
+    if not seen:
+        return {}
+    points = [(size, value) for size, values in seen.items() for value in values]
+    slopes = [
+        (later - value) / (larger - size)
+        for (size, value), (larger, later) in combinations(points, 2)
+        if larger != size
+    ]
+    slope = max(0.0, statistics.median(slopes or [0.0]))
+    fixed = statistics.median(value - slope * size for size, value in points)
+    return {size: fixed + slope * size for size in (min(seen), max(seen))}
 
 
 def _key(trial: Trial) -> tuple[object, ...]:

@@ -22,7 +22,7 @@ from specgen.benchmarking.timing import Samples, alternate, busy, far_off
 from specgen.benchmarking.trials import Plan, Trial
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.decoding.acceptance import Rule
-from specgen.decoding.loop import Drafting, steps_per_frame
+from specgen.decoding.loop import Drafting, draft_steps, steps_per_frame
 from specgen.engine import Engine, check_settings, load
 from specgen.errors import UserError
 
@@ -143,7 +143,7 @@ def _trial(case: Case, cases: Sequence[Case], engine: Engine, plan: Plan) -> Tri
         allow_biased=plan.allow_biased,
     )
     check_settings(settings, engine.verifier, engine.drafter)
-    steps = draft.frames and draft.frames * steps_per_frame(engine.verifier.pattern)
+    steps = draft_steps(draft.frames, engine.verifier.pattern)
     column = None
     if draft.given is not None:
         column = _wanted(case, cases).index(synthetic.Wanted(draft.given.values, draft.rule))

@@ -1,6 +1,7 @@
 """The cost model: what a decode should take, from the price of its passes and the acceptance.
 
-A round drafts until the next m verifier steps have guesses, then verifies them in one pass. Which
+A round drafts until the next m verifier steps have guesses, then verifies them, and what follows of
+which all is guessed already, in one pass. Which
 places are drafted, judged and drafted again depends on the patterns and on which guesses stand, not
 on what the tokens are; so the loop is played with a coin for each guess (`play`), and its passes
 are charged at their prices. The coins are independent, each codebook with its own chance: real
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from specgen.decoding.draft_length import MAX_STEPS
 from specgen.patterns import Pattern, PatternSpec
 
 
@@ -80,6 +82,15 @@ class Row:
             self.guessed += 1
             passes += 1
 
+    def reach(self, end: int) -> int:
+        """The last step from `end` on of which, and before which, all is guessed."""
+        most = min(self.final + MAX_STEPS, self.lead.steps - 1)
+        while end < most and all(
+            self.follow.step_of[k][t] <= self.guessed for t, k in self.lead.layout[end + 1]
+        ):
+            end += 1
+        return end
+
     def verify(self, end: int, chance: Sequence[float], coin: Random) -> tuple[int, int]:
         """Judge the guesses up to `end`, and draw what comes after them; returns steps judged and
         steps accepted."""
@@ -113,7 +124,7 @@ def play(
     Args:
         verifier, drafter: the patterns; no drafter: the verifier alone.
         frames: T.
-        steps: draft length, in verifier steps.
+        steps: draft length, in verifier steps (see `specgen.decoding.rounds`).
         chance: acceptance of each codebook.
         batch: rows that go round together; a pass is as long as its longest row's.
         seed: of the coins.
@@ -128,6 +139,7 @@ def play(
     while running := [row for row in rows if not row.done]:
         ends = [min(row.final + steps, lead.steps - 1) for row in running]
         passes.draft += max(row.draft(end) for row, end in zip(running, ends, strict=True))
+        ends = [row.reach(end) for row, end in zip(running, ends, strict=True)]
         passes.verify[max(e + 1 - r.final for r, e in zip(running, ends, strict=True))] += 1
         for row, end in zip(running, ends, strict=True):
             row.verify(end, chance, coin)

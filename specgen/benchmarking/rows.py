@@ -57,7 +57,7 @@ class Row:
     verifier_pattern: str
     batch: int
     duration_seconds: float
-    draft_frames: int | str | None
+    draft_frames: float | str | None
     acceptance_rule: str | None
     synthetic: bool
     lossless: bool

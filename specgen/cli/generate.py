@@ -88,7 +88,9 @@ def generate(
     allow_biased: Annotated[
         bool, typer.Option("--allow-biased", help="Accept a rule that changes the music.")
     ] = False,
-    draft_frames: Annotated[str | None, typer.Option(help="1 to 12, or auto.")] = None,
+    draft_frames: Annotated[
+        str | None, typer.Option(help="1 to 12, a part such as 0.5, or auto.")
+    ] = None,
     lossy: Annotated[
         str | None, typer.Option(help="Accept more, and change the music: typical:0.1, groups:0.9.")
     ] = None,

@@ -33,7 +33,7 @@ def unique(found: Iterable[T]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def frames(text: str) -> int | None:
+def frames(text: str) -> float | None:
     """A draft length; None for `auto`."""
     return config.parse_draft_frames(text, "--draft-frames")
 

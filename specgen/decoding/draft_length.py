@@ -14,21 +14,24 @@ _LONG = 120.0  # judged steps that their acceptance goes back
 _SWITCH = 0.03  # how much faster the other way must be, with drafts or without
 _BESIDE = 8  # rounds after a change of kind that are compared with those before it
 _FAR = 4.0  # times as dear: no matter of columns, the machine has changed its pace in between
-_TRIAL, _WASTE = 3, 0.005  # rounds that the other way is tried for; what trying may cost
+_TRIAL, _WASTE = 6, 0.005  # rounds that the other way is tried for; what trying may cost
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 192  # rounds between trials
 
 
 class Line:
     """A running least-squares line cost = fixed + slope * size, older points weighing less.
 
-    It starts as a guess, as firm as eight points at each of three sizes.
+    Args:
+        fixed, slope: the guess that it starts as,
+        firm: and how many points that is worth at each of three sizes.
+        least: share of the mean that `fixed` is at least, so that noise makes no pass free.
     """
 
-    def __init__(self, fixed: float, slope: float) -> None:
-        self.fixed, self.slope = fixed, slope
+    def __init__(self, fixed: float, slope: float, firm: float = 8.0, least: float = 0.0) -> None:
+        self.fixed, self.slope, self._least = fixed, slope, least
         self._sums = [0.0] * 5  # n, x, y, xx, xy
         for x in (1.0, 8.0, 16.0):
-            self._enter(x, self.at(x), 8.0)
+            self._enter(x, self.at(x), firm)
 
     def at(self, size: float) -> float:
         return self.fixed + self.slope * size
@@ -41,7 +44,7 @@ class Line:
         spread = n * xx - x * x
         if spread > 1e-6 * n * n:
             self.slope = max((n * xy - x * y) / spread, 0.0)
-        self.fixed = max((y - self.slope * x) / n, 0.05 * y / n)
+        self.fixed = max((y - self.slope * x) / n, self._least * y / n)
 
     def _enter(self, size: float, cost: float, weight: float) -> None:
         for i, value in enumerate((1.0, size, cost, size * size, size * cost)):
@@ -80,7 +83,9 @@ class FixedLength:
     def choose(self, rows: int) -> int:
         return self.steps
 
-    def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
+    def observe(
+        self, *, length: int, reached: int, accepted: int, judged: int, draft_steps: int
+    ) -> None:
         """A fixed length learns nothing."""
 
 
@@ -95,7 +100,7 @@ class Costs:
     """
 
     def __init__(self) -> None:
-        self._line = Line(0.9, 0.12)
+        self._line = Line(0.9, 0.12, firm=2.0, least=0.05)
         self._single = Mean(1.0, 0.05)  # a pass of one column, over what the line says
         self._draft = Mean(0.35, _SHAPE)
         self._scale = 0.0
@@ -104,7 +109,7 @@ class Costs:
         self._since, self._alone = 0, False  # rounds since then, and whether they had one column
         self._before = 0  # rounds of the other kind in a row
 
-    def verify(self, columns: int) -> float:
+    def verify(self, columns: float) -> float:
         """The price of a verify pass over some columns."""
         return (self._scale or 1.0) * self._shape(columns)
 
@@ -113,7 +118,7 @@ class Costs:
         """The price of a drafter step."""
         return (self._scale or 1.0) * self._draft.value
 
-    def _shape(self, columns: int) -> float:
+    def _shape(self, columns: float) -> float:
         return self._line.at(columns) * (self._single.value if columns == 1 else 1.0)
 
     def clock(
@@ -170,7 +175,7 @@ class Learnt:
         self.pays = True
         self._costs: dict[int, Costs] = {}
         self._last = Costs()
-        self._drafts: Line | None = None
+        self._lines: tuple[Line, Line] | None = None
 
     def costs(self, rows: int) -> Costs:
         """The prices of rounds of so many rows; at first what those before had."""
@@ -179,12 +184,14 @@ class Learnt:
         self._last = self._costs[rows]
         return self._last
 
-    def drafts(self, ratio: float) -> Line:
-        """Drafter steps of a draft by its length, where one covers `ratio` verifier steps."""
-        if self._drafts is None:
-            # A guess: where a step covers several, half of one is drafted in vain.
-            self._drafts = Line(max(0.0, 0.5 * (1 - 1 / ratio)), 1 / ratio)
-        return self._drafts
+    def lines(self, ratio: float) -> tuple[Line, Line]:
+        """By the length of a draft, where a drafter step covers `ratio` verifier steps: drafter
+        steps, and verifier steps that have guesses then."""
+        if self._lines is None:
+            # A guess: where a step covers several, half of what it covers lies beyond the draft.
+            beyond = max(0.0, 0.5 * (ratio - 1))
+            self._lines = Line(beyond / ratio, 1 / ratio), Line(beyond, 1.0)
+        return self._lines
 
     def add(self, accepted: int, judged: int) -> None:
         """Take in a round's judged steps."""
@@ -196,10 +203,11 @@ class Learnt:
 class AutoLength:
     """Maximises one row's expected committed steps per unit of time.
 
-    With a share a of steps accepted, a draft of m steps commits (1 - a^(m+1)) / (1 - a) steps a
-    round (Leviathan et al. 2023, eq. 1); it costs one verify pass over m + 1 columns and the
-    drafter's steps. Where no draft pays, m is 0 (the verifier alone). The other way, with drafts or
-    without, is tried for some rounds now and then: the closer the call, the more often.
+    With a share a of steps accepted, guesses for n steps commit (1 - a^(n+1)) / (1 - a) steps a
+    round (Leviathan et al. 2023, eq. 1); they cost one verify pass over n + 1 columns and the
+    drafter's steps. A draft of m steps leaves guesses for n >= m. Where no draft pays, m is 0 (the
+    verifier alone). The other way, with drafts or without, is tried for some rounds now and then:
+    the closer the call, the more often.
 
     Args:
         ratio: verifier steps that one drafter step covers (K for delay to flatten).
@@ -209,15 +217,24 @@ class AutoLength:
     """
 
     def __init__(self, ratio: float, learnt: Learnt) -> None:
-        self._learnt, self._drafts = learnt, learnt.drafts(ratio)
+        self._learnt, (self._drafts, self._reach) = learnt, learnt.lines(ratio)
         self._accepted = self._judged = 0.0
         self._drafting = learnt.pays
         self._trial = 0  # rounds of the trial that goes on
         self._pause: int | None = None  # rounds until the next; to be found out
         self._alone = True  # no draft in the last round
 
-    def observe(self, *, length: int, accepted: int, judged: int, draft_steps: int) -> None:
-        """Learn from one round: steps accepted of those judged, and drafter steps."""
+    def observe(
+        self, *, length: int, reached: int, accepted: int, judged: int, draft_steps: int
+    ) -> None:
+        """Learn from one round.
+
+        Args:
+            length: of its draft.
+            reached: steps that had guesses.
+            accepted, judged: steps accepted, of those judged.
+            draft_steps: of the drafter.
+        """
         if judged:
             self._accepted = _FORGET * self._accepted + accepted
             self._judged = _FORGET * self._judged + judged
@@ -225,6 +242,7 @@ class AutoLength:
         # A first draft has more to catch up with than those that follow it.
         if length and not self._alone:
             self._drafts.add(length, draft_steps)
+            self._reach.add(length, reached)
         self._alone = not length
 
     def choose(self, rows: int) -> int:
@@ -254,10 +272,11 @@ class AutoLength:
 
     def _best(self, rate: float, costs: Costs) -> tuple[int, float]:
         """The best draft of one step or more, and its pace."""
-        best, fastest, committed = 0, 0.0, 1.0
+        best, fastest = 0, 0.0
         for m in range(1, MAX_STEPS + 1):
-            committed += rate**m
-            pace = committed / (costs.verify(m + 1) + costs.draft_step * self._drafts.at(m))
+            columns = min(self._reach.at(m), MAX_STEPS) + 1
+            committed = (1 - rate**columns) / (1 - rate)
+            pace = committed / (costs.verify(columns) + costs.draft_step * self._drafts.at(m))
             if pace < fastest:
                 break  # the steps grow ever more slowly, the price does not
             best, fastest = m, pace

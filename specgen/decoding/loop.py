@@ -27,6 +27,7 @@ __all__ = [
     "capacity",
     "decode",
     "decode_pieces",
+    "draft_steps",
     "steps_per_frame",
 ]
 
@@ -69,6 +70,11 @@ def steps_per_frame(pattern: PatternSpec) -> int:
     """Steps that a pattern spends on a frame in the long run (flatten: K; delay, parallel: 1)."""
     frames = 256
     return max(1, round(len(pattern.of(frames).layout) / frames))
+
+
+def draft_steps(frames: float | None, pattern: PatternSpec) -> int | None:
+    """A draft length in a verifier's steps, one at least; None, which is `auto`, stays."""
+    return None if frames is None else max(1, round(frames * steps_per_frame(pattern)))
 
 
 def capacity(pattern: PatternSpec, frames: int) -> int:

@@ -1,6 +1,10 @@
 """Rounds of a batch: draft until the next m verifier steps have guesses; feed them to the verifier
 in one pass; keep the accepted prefix plus one correction, or a bonus token.
 
+A drafter of another pattern guesses more on the way than those m steps: a delay drafter that has
+reached the last codebook of a frame has the first ones of the frames behind it, too. A pass takes
+along all steps that follow and are guessed already, since a column costs a fraction of a pass.
+
 Plain decoding is the same with no drafter and m = 0. Every row of a batch has its own prefix, its
 own caches and its own draft length, so a row's result does not depend on its neighbours.
 
@@ -36,7 +40,8 @@ class Drafting:
 
     Attributes:
         rule: how guesses are judged.
-        steps: draft length in verifier steps; None chooses it while running (`AutoLength`).
+        steps: draft length in verifier steps, for which a round makes sure of guesses; None chooses
+            it while running (`AutoLength`).
         temperatures: per codebook, divides the drafter's processed logits; () is 1 everywhere.
         lenient: what is accepted beyond the coupled rule; None keeps the decode lossless.
     """
@@ -223,6 +228,9 @@ class Batch:
         if follow is not None and any(ahead):
             passes = _draft(lead, follow, self._draws, self._recorded, ends, self.stats)
         watch.mark()
+        settled = list(lead.known)
+        if follow is not None:
+            ends |= {r: _guessed(lead, follow, r, ends[r]) for r in rows if ahead[r]}
         judged, accepted, columns = _verify(lead, follow, self._draws, ends, self.stats)
         if self.on_times is not None:
             drafting, verifying = watch.laps()
@@ -230,6 +238,7 @@ class Batch:
         for r in rows:
             self.lengths[r].observe(
                 length=ahead[r],
+                reached=ends[r] - settled[r],
                 accepted=accepted[r],
                 judged=judged[r],
                 draft_steps=self.stats[r].drafter_steps - before[r],
@@ -270,6 +279,15 @@ def _draft(
         for r in open_rows:
             follow.known[r] += 1
             stats[r].drafter_steps += 1
+
+
+def _guessed(lead: Lane, follow: Lane, row: int, end: int) -> int:
+    """The last step of `lead` from `end` on that a pass can judge, all before it being guessed."""
+    layout = lead.patterns[row].layout
+    most = min(lead.known[row] + MAX_STEPS, lead.last[row])
+    while end < most and all(follow.holds(row, coord) for coord in layout[end + 1]):
+        end += 1
+    return end
 
 
 def _verify(

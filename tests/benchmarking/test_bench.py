@@ -71,7 +71,9 @@ def test_a_pair_is_measured_against_its_verifier_alone(
         predicted["seconds"] / pair["seconds"]["median"] - 1
     )
     assert predicted["acceptance_per_codebook"] == pair["acceptance_per_codebook"]
-    assert list(predicted["verify_pass_seconds"]) == ["1", "9"]  # two frames of four, and a bonus
+    sizes = list(map(int, predicted["verify_pass_seconds"]))
+    assert sizes[:2] == [1, 9]  # two frames of four, and a bonus
+    assert len(sizes) == 3 and 9 < sizes[2] <= 12  # what is guessed of the frame behind them
     assert alone["predicted"] is None and drafter["predicted"] is None
     assert pair["acceptance"] == pair["stats"]["accepted"] / pair["stats"]["drafted"]
     assert document["settings"]["prompts"] == PROMPTS.splitlines()

@@ -10,7 +10,7 @@ import pytest
 
 from specgen.benchmarking.cards import CARDS, REFERENCE, find, pass_seconds, roof
 from specgen.benchmarking.cases import Sweep, expand, synthetic_preset
-from specgen.benchmarking.costs import Book
+from specgen.benchmarking.costs import Book, _key, on_a_line
 from specgen.benchmarking.given import Given
 from specgen.benchmarking.prediction import Passes, Prices, play, predict
 from specgen.benchmarking.shapes import Pair, Shape
@@ -123,7 +123,8 @@ def test_a_roofline_says_that_it_is_predicted(run_bench: Bench, form: str) -> No
 
 
 def test_prices_are_timed_in_rounds_of_the_pair() -> None:
-    """Every length in turn, drafts and passes; for a fixed length, that one alone."""
+    """Every length in turn, drafts and passes, which take along what is guessed beyond it; for a
+    fixed length, that one alone: 5 columns, and up to 3 more of the frame behind."""
     preset = synthetic_preset(Pair.parse("tiny:flatten,tiny:delay"))
     given = Given((0.8,) * 4, "given")
     cases = expand([preset], Sweep((1.2,), acceptances=(given,), draft_frames=(None, 1)))[-2:]
@@ -134,7 +135,18 @@ def test_prices_are_timed_in_rounds_of_the_pair() -> None:
     ]
     book.look(trials[1])
     prices = book.prices(trials[1], alone=1e-4)
-    assert set(prices.verify) == {1, 5} and prices.verify[1] == 1e-4 and prices.draft > 0
+    assert min(book._times[_key(trials[1])].verify) == 5
+    assert set(prices.verify) <= {1, 5, 6, 7, 8} and len(prices.verify) == 3
+    assert prices.verify[1] == 1e-4 and prices.draft > 0
     book.look(trials[0])
     seen = book.prices(trials[0], alone=1e-4).verify
-    assert {1, 2, 3, 5, 9, 17} <= set(seen) and all(seconds > 0 for seconds in seen.values())
+    assert min(seen) == 1 and max(seen) >= 17 and all(seconds > 0 for seconds in seen.values())
+    assert len(book._times[_key(trials[0])].verify) >= 5
+
+
+def test_a_stretched_sample_does_not_bend_the_line_of_prices() -> None:
+    seen = {3: [1.3, 1.31, 9.0], 5: [1.5, 1.49], 9: [1.9, 1.91, 1.89]}
+    assert on_a_line(seen) == pytest.approx({3: 1.3, 9: 1.9}, abs=0.02)
+    assert on_a_line({4: [2.0, 2.2, 8.0]}) == {4: 2.2} and on_a_line({}) == {}
+    falling = on_a_line({2: [2.0], 8: [1.0]})
+    assert falling[2] == falling[8]

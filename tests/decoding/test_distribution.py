@@ -125,12 +125,12 @@ def test_the_usual_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same statistic rejects the biased rule, and on the same models not the rule that keeps.
 
     The bias is small (test_exactness enumerates it), so it takes three entries a codebook and
-    29,696 blocks: p is 8e-7. False alarm for `keep`: 6 tests at 1e-3.
+    59,392 blocks: p is 1e-13. False alarm for `keep`: 6 tests at 1e-3.
     """
     monkeypatch.setattr("tests.decoding.test_distribution.CARD", 3)
-    made, law, _ = samples((WIDE, FLATTEN), Rule.REJECTION, "random", rows=1024)
+    made, law, _ = samples((WIDE, FLATTEN), Rule.REJECTION, "random", rows=2048)
     assert least_p_value(made, law) < 1e-5
-    made, law, _ = samples((WIDE, FLATTEN), Rule.KEEP, "random", rows=1024)
+    made, law, _ = samples((WIDE, FLATTEN), Rule.KEEP, "random", rows=2048)
     assert least_p_value(made, law) > 1e-3
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specgen.benchmarking.prediction import play
 from specgen.decoding.acceptance import Rule
 from specgen.decoding.draft_length import Learnt
 from specgen.decoding.lane import Lane, Role, Where
@@ -204,6 +205,35 @@ PAIRS = [("delay", "flatten"), ("delay", "delay"), ("flatten", "delay"), ("odd_d
 @cache
 def expected_for(verifier: str) -> Decoded:
     return run(SPECS[verifier], None, "", [13, 10], [71, 72])
+
+
+@pytest.mark.parametrize("verifier", NAMES)
+@pytest.mark.parametrize("drafter", NAMES)
+def test_a_pass_takes_along_what_is_guessed_already(drafter: str, verifier: str) -> None:
+    """Where every guess stands, passes are those of the play: across patterns fewer than drafts of
+    so many steps would take. Both models always say entry 0."""
+    frames = 20
+    for steps in (1, 2, 5):
+        models = [
+            TableScorer(1, 1, K, 5, capacity_for(SPECS[p], frames)) for p in (verifier, drafter)
+        ]
+        for model in models:
+            model.table.zero_()
+        made = decode(
+            Role(models[0], SPECS[verifier]),
+            Role(models[1], SPECS[drafter]),
+            frames=[frames],
+            seeds=[0],
+            sampling=GREEDY,
+            drafting=Drafting(steps=steps),
+        ).stats[0]
+        every = (1.0,) * K
+        played = play(SPECS[verifier], SPECS[drafter], frames=frames, steps=steps, chance=every)
+        assert (made.verifier_passes, made.drafter_steps) == (played.rounds, played.draft)
+        if (drafter, verifier) == ("delay", "flatten"):
+            assert made.verifier_passes < 0.9 * frames * K / (steps + 1)
+        if drafter == verifier == "flatten":
+            assert made.verifier_passes == -(-frames * K // (steps + 1))
 
 
 LENGTHS = [*product(PAIRS[:2], [*range(1, 13), None]), *product(PAIRS[2:], [2, 12, None])]
