@@ -52,18 +52,13 @@ class Features:
         self._halves = halves
         # A column late: beside a column stands what it was drawn from. The first has nothing.
         self._beside = torch.zeros(rows, capacity + 1, width, device=device, dtype=dtype)
-        self._known = [0] * rows
-        self._bounds = torch.zeros(rows, dtype=torch.int64, device=device)  # the same, for `at`
+        self.known: list[int] = [0] * rows
+        self._bounds = torch.zeros(rows, dtype=torch.int64, device=device)
         self._rows = torch.arange(rows, device=device)[:, None]
 
-    @property
-    def known(self) -> Sequence[int]:
-        return self._known
-
-    @known.setter
-    def known(self, columns: Sequence[int]) -> None:
-        self._known = list(columns)
-        self._bounds[: len(columns)] = upload(self._known, self._bounds.device)
+    def settle(self) -> None:
+        """Let the device know what is known, for `at` and `foresee_at`."""
+        self._bounds[: len(self.known)] = upload(self.known, self._bounds.device)
 
     def keep(self, states: Tensor, starts: Sequence[int]) -> None:
         """Remember the states `[B, n, at most width]` of columns from each row's start on."""
@@ -79,13 +74,14 @@ class Features:
     def beside(self, starts: Sequence[int], size: int) -> Tensor:
         """What stands beside columns from each row's start on, `[B, size, width]`: beyond those
         that the verifier has read, beside the first what was foreseen, beside others zero."""
-        known = min(self._known[: len(starts)])
+        known = min(self.known[: len(starts)])
         if min(starts) == max(starts) and (size == 1 or starts[0] + size <= known + 1):
             return self._beside[: len(starts), starts[0] : starts[0] + size]  # a view, all there
+        self.settle()
         return self.at(upload(starts, self._beside.device), size)
 
     def at(self, starts: Tensor, size: int) -> Tensor:
-        """`beside` as a function of a tensor `[B]`, on the device alone."""
+        """`beside` as a function of a tensor `[B]`, on the device alone; after `settle`."""
         index = starts[:, None] + torch.arange(size, device=starts.device)
         there = index <= self._bounds[: len(starts)].maximum(starts)[:, None]
         return self._beside[self._rows[: len(starts)], index] * there[..., None]
@@ -93,17 +89,18 @@ class Features:
     def foresee(self, states: Tensor, starts: Sequence[int]) -> None:
         """Let a drafter's own states `[B, n, dim]` of columns that the verifier has not read stand
         for both halves of the verifier's, until it has."""
-        known, size = self._known[: len(starts)], states.shape[1]
+        known, size = self.known[: len(starts)], states.shape[1]
         if min(starts) == max(starts) and min(known) == max(known):
             first = max(starts[0], known[0])
             fresh = as_verifiers(states[:, first - starts[0] :], self._halves)
             held = self._beside[: len(starts), first + 1 : starts[0] + size + 1]
             held[..., : fresh.shape[2]] = fresh
             return
+        self.settle()
         self.foresee_at(states, upload(starts, self._beside.device))
 
     def foresee_at(self, states: Tensor, starts: Tensor) -> None:
-        """`foresee` as a function of tensors, on the device alone."""
+        """`foresee` as a function of tensors, on the device alone; after `settle`."""
         index = starts[:, None] + torch.arange(1, states.shape[1] + 1, device=starts.device)
         rows, own = self._rows[: len(starts)], as_verifiers(states, self._halves)
         held = self._beside[..., : own.shape[2]]
@@ -113,5 +110,5 @@ class Features:
     def move(self, source: int, target: int) -> None:
         """Let row `target` be what row `source` is."""
         self._beside[target] = self._beside[source]
-        self._known[target] = self._known[source]
+        self.known[target] = self.known[source]
         self._bounds[target] = self._bounds[source]

@@ -144,7 +144,9 @@ class LMSession:
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final (`Features`)."""
         if self._read is not None:
-            self._read.known = known
+            self._read.known = list(known)
+            if self.recordings is not None:
+                self._read.settle()
 
     @torch.inference_mode()
     def admit(self, row: int, condition: Tensor, mask: Tensor | None = None) -> None:

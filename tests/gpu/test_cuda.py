@@ -7,6 +7,7 @@ SPECGEN_TEST_DEVICE=cpu all do.
 import copy
 import os
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +33,9 @@ FLATTEN, DELAY = PatternSpec("flatten", 4), PatternSpec("delay", 4)
 FRAMES = [40, 23, 31]
 
 
-def model(seed: int, dtype: torch.dtype, *, feature_dim: int = 0) -> MusicLM:
+def model(seed: int, dtype: torch.dtype, **options: Any) -> MusicLM:
     torch.manual_seed(seed)
-    config = LMConfig(
-        4, 64, 64, 4, 2, 128, condition_dim=16, positions="rope", feature_dim=feature_dim
-    )
+    config = LMConfig(4, 64, 64, 4, 2, 128, condition_dim=16, positions="rope", **options)
     lm = MusicLM(config).to(dtype).eval()
     with torch.no_grad():
         lm.heads.weight.mul_(3)
@@ -106,9 +105,11 @@ def test_speculative_tokens_are_the_verifiers_own(pattern: PatternSpec, steps: i
 
 
 @needs_card
+@pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("steps", [1, 3, None])
-def test_a_drafter_may_read_the_verifiers_states(steps: int | None) -> None:
-    verifier, drafter = model(0, torch.float64), model(1, torch.float64, feature_dim=128)
+def test_a_drafter_may_read_the_verifiers_states(steps: int | None, attention: bool) -> None:
+    verifier = model(0, torch.float64)
+    drafter = model(1, torch.float64, feature_dim=128, attention=attention)
     alone = run(verifier, None, DEVICE, verifier_pattern=DELAY)
     drafted = run(verifier, drafter, DEVICE, verifier_pattern=DELAY, steps=steps)
     assert all(torch.equal(a, b) for a, b in zip(alone, drafted, strict=True))

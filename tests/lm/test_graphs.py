@@ -28,6 +28,7 @@ from specgen.patterns import PatternSpec
 
 CONFIG = LMConfig(4, 16, 16, 2, 2, 32, condition_dim=8, positions="rope")
 READER = replace(CONFIG, layers=1, condition_dim=0, feature_dim=2 * CONFIG.dim)
+READERS = {"attends": READER, "does not": replace(READER, attention=False)}
 
 
 @torch.inference_mode()
@@ -81,8 +82,9 @@ def decoded(verifier: PatternSpec, steps: int, sampling: Sampling, **options: An
     frames, delay = [30, 17, 24], PatternSpec("delay", 4)
     places = capacity(verifier, max(frames))
     lead = session(made(0), len(frames), places)
-    if options.pop("reads", False):
-        follow = LMSession(made(1, READER), rows=len(frames), capacity=places, verifier=lead)
+    reader = options.pop("reader", None)
+    if reader is not None:
+        follow = LMSession(made(1, reader), rows=len(frames), capacity=places, verifier=lead)
     else:
         follow = session(made(1), len(frames), capacity(delay, max(frames)))
     generator = torch.Generator().manual_seed(1)
@@ -122,19 +124,20 @@ def test_a_decode_is_the_same(
     same_work(plain, recorded)
 
 
+@pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_drafter_that_reads_states_is_the_same(
-    steps: int, given: bool, monkeypatch: pytest.MonkeyPatch
+    steps: int, given: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, options = PatternSpec("delay", 4), {"sampling": Sampling(1.0, 8), "given": given}
-    plain = decoded(spec, steps, reads=True, **options)
+    plain = decoded(spec, steps, reader=READERS[kind], **options)
     kept, done = recorded_steps(monkeypatch)
-    recorded = decoded(spec, steps, reads=True, **options)
+    recorded = decoded(spec, steps, reader=READERS[kind], **options)
     assert kept.replays > 20 and sum(done) > 10
     same_work(plain, recorded)
     monkeypatch.setattr(Features, "keep", lambda *_: None)  # then it guesses otherwise
-    deaf = decoded(spec, steps, reads=True, **options)
+    deaf = decoded(spec, steps, reader=READERS[kind], **options)
     assert accepted(deaf) != accepted(plain)
 
 
