@@ -15,7 +15,7 @@ _SWITCH = 0.03  # how much faster the other way must be, with drafts or without
 _BESIDE = 8  # rounds after a change of kind that are compared with those before it
 _FAR = 4.0  # times as dear: no matter of columns, the machine has changed its pace in between
 _TRIAL, _WASTE = 6, 0.005  # rounds that the other way is tried for; what trying may cost
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 192  # rounds between trials
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 16, 384  # rounds between trials
 
 
 class Line:
