@@ -26,7 +26,7 @@ _ROUNDS = 6  # at each length, in turn; those of the first turn do not count
 _LEAST = 18  # rounds in all
 
 
-def draft_steps(trial: Trial) -> list[int]:
+def lengths_tried(trial: Trial) -> list[int]:
     """The draft lengths, in verifier steps, that a pair's prediction chooses from."""
     fixed = trial.drafting.steps
     return [fixed] if fixed is not None else [s for s in AUTO_STEPS if s <= MAX_STEPS]
@@ -131,7 +131,7 @@ class Book:
             follow.pattern,
             prices,
             frames=trial.frames,
-            steps=draft_steps(trial),
+            steps=lengths_tried(trial),
             chance=chance,
             batch=trial.case.batch,
         )

@@ -1,12 +1,11 @@
 """The cost model: what a decode should take, from the price of its passes and the acceptance.
 
-A round drafts until the next m verifier steps have guesses, then verifies them, and what follows of
-which all is guessed already, in one pass. Which
-places are drafted, judged and drafted again depends on the patterns and on which guesses stand, not
-on what the tokens are; so the loop is played with a coin for each guess (`play`), and its passes
-are charged at their prices. The coins are independent, each codebook with its own chance: real
-acceptance comes in runs, so a real decode can differ. What comes out is a prediction, and is called
-so wherever it is shown.
+A round drafts until the next m verifier steps have guesses, then verifies them, and all that follow
+and are guessed already, in one pass. Which places are drafted, judged and drafted again depends on
+the patterns and on which guesses stand, not on what the tokens are; so the loop is played with a
+coin for each guess (`play`), and its passes are charged at their prices. The coins are independent,
+each codebook with its own chance: real acceptance comes in runs, so a real decode can differ. What
+comes out is a prediction, and is called so wherever it is shown.
 """
 
 from __future__ import annotations

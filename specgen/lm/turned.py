@@ -169,5 +169,6 @@ def cache_for(
     """The cache that suits; `recorded`: the host does not know where passes lie."""
     plain = device.type == "cpu" and dtype in (torch.float32, torch.float64) and not recorded
     large = capacity >= _LONG and capacity * config.dim >= _LARGE
-    kind = TurnedCache if plain and large and config.kv_repeat == 1 else KVCache
+    one_each = config.kv_heads == config.heads  # neither shared nor none at all
+    kind = TurnedCache if plain and large and one_each else KVCache
     return kind(config, rows, capacity, device, dtype)

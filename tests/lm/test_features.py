@@ -123,6 +123,8 @@ def test_without_attention_a_column_is_all_that_is_read() -> None:
     """Beside its state: no cache is held, no position counts, and only such a drafter can do so."""
     _, follower, _, drafter = pair(2, 2.5, attention=False)
     assert drafter.cache.nbytes == 0 and follower.config.kv_heads == 0
+    long = LMSession(follower, rows=1, capacity=2**19 // ROPE.dim)  # as long as caches are turned
+    assert long.cache.nbytes == 0
     assert not any("attention" in name or "norm1" in name for name in follower.state_dict())
     states = torch.randn(2, 6, 2 * ROPE.dim, dtype=torch.float64)
     whole = follower.hidden(tokens(2, 6), None, states)
