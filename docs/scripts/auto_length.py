@@ -12,6 +12,7 @@ import argparse
 import math
 import statistics
 from dataclasses import replace
+from functools import partial
 
 from specgen.benchmarking.timing import alternate
 from specgen.cli.bench import PROMPTS
@@ -37,7 +38,7 @@ def main() -> None:
         next(engine.generate([Request(prompt, seed=turn + 1, duration=options.duration)]))
 
     lengths = [float(text) for text in options.frames.split(",")]
-    sides = {frames: lambda frames=frames: decode(frames) for frames in [None, *lengths]}
+    sides = {frames: partial(decode, frames) for frames in [None, *lengths]}
     samples = alternate(sides, repeats=options.repeats, before=begin)
     for frames in lengths:
         pairs = zip(samples[None].cpu, samples[frames].cpu, strict=True)

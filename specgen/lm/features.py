@@ -54,10 +54,14 @@ class Features:
         self._beside = torch.zeros(rows, capacity + 1, width, device=device, dtype=dtype)
         self.known: list[int] = [0] * rows
         self._bounds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._told = self.known  # what the device knows of it
         self._rows = torch.arange(rows, device=device)[:, None]
 
     def settle(self) -> None:
         """Let the device know what is known, for `at` and `foresee_at`."""
+        if self._told is self.known:
+            return
+        self._told = self.known
         self._bounds[: len(self.known)] = upload(self.known, self._bounds.device)
 
     def keep(self, states: Tensor, starts: Sequence[int]) -> None:

@@ -139,7 +139,7 @@ class Stepper:
             x_in, attention = x, layer.attention
             if attention is not None:
                 asked = attention.norm(x) if first else x
-                h = self._attend(attention, index, asked, turn, span, N, n)
+                h = self._attend(attention, index, asked, turn, span)
                 x = x + (h * block.scale1 if block.scaled else h)
                 x = x if first else attention.norm(x)
             if self._memory is not None and layer.cross is not None:
@@ -152,25 +152,18 @@ class Stepper:
         return x.view(N, n, dim)
 
     def _attend(
-        self,
-        attention: Attention,
-        index: int,
-        x: Tensor,
-        turn: Tensor | None,
-        span: Span,
-        N: int,
-        n: int,
+        self, attention: Attention, index: int, x: Tensor, turn: Tensor | None, span: Span
     ) -> Tensor:
         """Self-attention of columns `[N n, dim]` over the cache."""
-        config, qkv = self.config, attention.qkv(x)
+        config, n, qkv = self.config, span.size, attention.qkv(x)
         if attention.norms is not None:
             qkv = norm_queries_keys(qkv, *attention.norms)
-        heads = qkv.view(N, n, -1, config.head_dim)
+        heads = qkv.view(len(x) // n, n, -1, config.head_dim)
         if turn is not None:
             rotate_(heads[:, :, : config.heads + config.kv_heads], turn)
         queries = heads[:, :, : config.heads].transpose(1, 2)
         mixed = self._cache.attend(index, span, queries, heads[:, :, config.heads :])
-        return attention.out(mixed.transpose(1, 2).reshape(N * n, config.dim))
+        return attention.out(mixed.transpose(1, 2).reshape(x.shape))
 
     def _consult(self, layer: Layer, index: int, query: Tensor, x: Tensor) -> None:
         """Add to `x` what cross-attention finds for `query`, `[N, n, dim]` both."""
