@@ -1,7 +1,5 @@
 """The application: its commands, and what every error becomes."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """`specgen bench`: seconds, acceptance and speed-up of presets against their verifier alone."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Sequence
@@ -178,7 +176,7 @@ def bench(
 
     readable = output in ("table", "md")
 
-    def start(document: Document) -> None:
+    def start(document: "Document") -> None:
         where = sys.stdout if readable else sys.stderr
         print(static_card(document, output), file=where, flush=True)
 
@@ -196,8 +194,8 @@ def bench(
 
 
 def _given(
-    acceptance: Sequence[str], acceptance_from: Sequence[str], pairs: Sequence[Pair]
-) -> tuple[Given, ...]:
+    acceptance: Sequence[str], acceptance_from: Sequence[str], pairs: "Sequence[Pair]"
+) -> "tuple[Given, ...]":
     """The acceptances of synthetic pairs, which all write as many codebooks.
 
     Raises:
@@ -220,8 +218,8 @@ def _say(text: str) -> None:
 
 def _roofline(
     name: str,
-    pairs: Sequence[Pair],
-    given: Sequence[Given],
+    pairs: "Sequence[Pair]",
+    given: "Sequence[Given]",
     durations: Sequence[float],
     batches: Sequence[int],
     output: str,

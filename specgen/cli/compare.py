@@ -1,7 +1,5 @@
 """`specgen compare`: the same prompts and seeds on two sides or more, and what differs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -120,7 +118,7 @@ def compare(
 
 
 def _run(
-    sides: list[Any], plan: Plan, reference: Path | None, report: Path | None, players: int
+    sides: list[Any], plan: "Plan", reference: Path | None, report: Path | None, players: int
 ) -> Any:
     from functools import partial
 
@@ -163,7 +161,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"--report: cannot write in {parent}; choose another folder")
 
 
-def keep_clip(folder: Path, label: str, made: Made) -> None:
+def keep_clip(folder: Path, label: str, made: "Made") -> None:
     """Write a clip into the report's folder as soon as it is made."""
     from specgen import audio
 

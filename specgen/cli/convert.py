@@ -1,7 +1,5 @@
 """`specgen convert`: a checkpoint of any format into specgen's own."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`specgen generate`: prompts in; audio, tokens and sidecars out."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import sys
@@ -15,6 +13,7 @@ from specgen.cli import batch as batches
 from specgen.cli import report
 from specgen.cli.hear import check_stream, listening, sections_of
 from specgen.cli.job import Job, check_sidecar, read_sidecar, settings_of
+from specgen.cli.startup import uncollected
 from specgen.cli.timings import Timings
 from specgen.errors import UserError
 from specgen.jobs.options import Recipe
@@ -256,12 +255,14 @@ def generate(
     if stream is not None:
         check_stream(stream, stream_format, len(texts), as_json=as_json)
 
-    from specgen import audio  # soundfile and numpy: not for --help
+    with uncollected():
+        from specgen import audio  # soundfile and numpy: not for --help
 
     for path in paths:
         audio.check_target(path, overwrite=overwrite)
 
-    from specgen.engine import Request, load
+    with uncollected():
+        from specgen.engine import Request, load
 
     laps.lap("import")
     engine = load(
@@ -316,11 +317,11 @@ def _rows(text: str) -> int:
 
 
 def _make(
-    engine: Engine,
-    requests: list[Request],
+    engine: "Engine",
+    requests: "list[Request]",
     paths: list[Path],
     batch: int,
-    play: Callable[[Request, Tensor], None] | None,
+    play: "Callable[[Request, Tensor], None] | None",
     laps: Timings,
     *,
     quiet: bool,
@@ -335,7 +336,7 @@ def _make(
     clips: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
 
-    def fail(request: Request, reason: str) -> None:
+    def fail(request: "Request", reason: str) -> None:
         bar.say(f"specgen: failed: {reason}")
         failed.append({"id": request.id, "prompt": request.prompt, "error": reason})
 

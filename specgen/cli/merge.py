@@ -1,7 +1,5 @@
 """`specgen merge`: the manifests of shards as one."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`specgen presets`: what there is, what is in it, and whether it works."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +65,7 @@ def check(
         print(line)
 
 
-def _print_sides(sides: Sequence[Side]) -> None:
+def _print_sides(sides: "Sequence[Side]") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -92,7 +90,7 @@ def _print_sides(sides: Sequence[Side]) -> None:
     Console().print(table)
 
 
-def _notes(preset: config.Preset, sides: Sequence[Side]) -> list[str]:
+def _notes(preset: config.Preset, sides: "Sequence[Side]") -> list[str]:
     from specgen.checkpoints.pairing import STATES
 
     seconds, cfg = preset.node.duration.max, preset.node.sampling.cfg
@@ -124,7 +122,7 @@ def _notes(preset: config.Preset, sides: Sequence[Side]) -> list[str]:
     return lines
 
 
-def _document(preset: config.Preset, sides: Sequence[Side]) -> dict[str, object]:
+def _document(preset: config.Preset, sides: "Sequence[Side]") -> dict[str, object]:
     seconds = preset.node.duration.max
     return {
         "preset": preset.reference,

@@ -1,7 +1,5 @@
 """`specgen report`: a page with players and pictures of clips that lie on disk."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +40,7 @@ def report(
     print(out)
 
 
-def read_clip(path: Path) -> Made:
+def read_clip(path: Path) -> "Made":
     """A clip from its sidecar and what lies beside it.
 
     Raises:

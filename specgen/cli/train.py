@@ -1,7 +1,5 @@
 """`specgen train`: run a training recipe."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`specgen verify`: does a preset keep the promises on this machine?"""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Annotated
