@@ -29,7 +29,7 @@ class Row:
         tokens_per_second: of all clips.
         acceptance, acceptance_per_codebook: share of judged guesses that stood.
         tokens_per_pass: mean tokens committed a verifier pass.
-        speedup: times faster than the row labelled
+        speedup: median over the rounds of how many times faster it was than the row labelled
         speedup_reference: measured in the same run, in turn.
         speedup_error: standard error of `speedup`.
         speedup_cpu_time: the same ratio of process time, which a busy machine disturbs less.

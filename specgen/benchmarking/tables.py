@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from specgen.benchmarking.rows import SCHEMA, Document, Row
+from specgen.benchmarking.timing import ratio
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 _WIDTH = 1000  # where there is no terminal: as wide as it needs
@@ -117,10 +117,10 @@ def automatic(rows: Sequence[Row]) -> list[str]:
         if auto.draft_frames != "auto" or not fixed:
             continue
         best = min(fixed, key=lambda r: r.seconds["median"])
-        clock = auto.seconds["median"] / best.seconds["median"] - 1
+        clock = _beside(auto.seconds["samples"], best.seconds["samples"])
         said.append(
             f"{auto.label}, {auto.duration_seconds:g} s, batch {auto.batch}, "
-            f"{auto.acceptance_rule}: auto {100 * clock:+.1f} % against the best fixed length, "
+            f"{auto.acceptance_rule}: auto {clock} against the best fixed length, "
             f"{best.draft_frames} frames{_in_process_time(auto, best)}"
         )
     return said
@@ -129,8 +129,13 @@ def automatic(rows: Sequence[Row]) -> list[str]:
 def _in_process_time(auto: Row, best: Row) -> str:
     if not (auto.cpu_seconds and best.cpu_seconds):
         return ""
-    ratio = statistics.median(auto.cpu_seconds) / statistics.median(best.cpu_seconds)
-    return f" ({100 * (ratio - 1):+.1f} % in process time)"
+    return f" ({_beside(auto.cpu_seconds, best.cpu_seconds)} in process time)"
+
+
+def _beside(ours: list[float], theirs: list[float]) -> str:
+    """How much longer rounds took than those of another row, in percent."""
+    value, error = ratio(ours, theirs)
+    return f"{100 * (value - 1):+.1f}" + ("" if error is None else f" ± {100 * error:.1f}") + " %"
 
 
 def _setting(row: Row) -> tuple[object, ...]:

@@ -1,5 +1,6 @@
 """The application: its commands, and what every error becomes."""
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -97,6 +98,9 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """The `specgen` command."""
+    # Weights and caches on huge pages, where Linux lends them to those who ask (mostly): a step of
+    # a large model reads all of them. torch looks when it first takes memory.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

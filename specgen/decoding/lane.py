@@ -55,6 +55,10 @@ class Listener(Protocol):
     def listens(self) -> bool:
         """Whether it does."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what a column predicts depends on the columns before it."""
+
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final."""
 
@@ -98,8 +102,10 @@ class Lane:
         self.scorer, self._pattern = role.scorer, role.pattern
         self.codebooks, self.card = role.pattern.codebooks, role.scorer.card
         self.device = role.scorer.device
+        self._remembers = not isinstance(self.scorer, Listener) or self.scorer.remembers
         # The last column is nobody's: what a recorded draft draws in vain is written there.
-        shape = (rows, self.codebooks, role.scorer.capacity + 1)
+        self._width = role.scorer.capacity + 1
+        shape = (rows, self.codebooks, self._width)
         self._sequence = torch.full(shape, self.card, device=self.device)
         self.patterns: list[Pattern] = [role.pattern.of(1)] * rows
         self.known, self.fed, self.last = [0] * rows, [0] * rows, [0] * rows
@@ -194,6 +200,9 @@ class Lane:
         Returns:
             Each row's first column, and how many.
         """
+        if upto is None and not self._remembers:
+            self.fed = [known + 1 for known in self.known]
+            return list(self.known), 1
         # A row that rides along keeps its last settled column for its own turn: what that column
         # predicts is read from the pass that feeds it.
         ends = list(self.known)
@@ -230,9 +239,8 @@ class Lane:
     def cell(self, row: int, coord: Coord | None, k: int) -> int:
         """Where a token lies in `flat`; without a coordinate, a place of codebook `k` that nobody
         reads."""
-        width = self._sequence.shape[2]
-        step = width - 1 if coord is None else self.step_of(row, coord)
-        return (row * self.codebooks + k) * width + step
+        step = self._width - 1 if coord is None else self.step_of(row, coord)
+        return (row * self.codebooks + k) * self._width + step
 
     @property
     def flat(self) -> Tensor:
@@ -249,7 +257,8 @@ class Lane:
         return self._sequence[row, :, : self.step_of(row, coord)]
 
     def _cells(self, where: Where) -> list[int]:
-        return [self.cell(r, c, c.k) for r, _, c in where]
+        codebooks, width, patterns = self.codebooks, self._width, self.patterns
+        return [(r * codebooks + k) * width + patterns[r].step_of[k][t] for r, _, (t, k) in where]
 
     def put(self, where: Where, tokens: Tensor) -> None:
         """Write `[M]` tokens at their coordinates."""

@@ -258,8 +258,9 @@ def _draft(
     goals = {r: follow.step_reaching(r, lead, end) for r, end in ends.items()}
     passes = 0
     while True:
-        for r in goals:
-            follow.skip_known(r, lead)
+        for r, goal in goals.items():
+            if follow.known[r] < goal:
+                follow.skip_known(r, lead)
         open_rows = [r for r, goal in goals.items() if follow.known[r] < goal]
         if not open_rows:
             return passes

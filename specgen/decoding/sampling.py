@@ -110,26 +110,32 @@ def draw(logits: Tensor, gumbel: Tensor, sampling: Sampling) -> Tensor:
         `[M]` int64 tokens.
     """
     if logits.device.type == "cpu" and sampling.cuts_by_rank:
-        tokens, _, rank = foremost(sampling.warmed(logits), gumbel)
-        if rank <= sampling.top_k:
+        tokens, _, kept = foremost(sampling.warmed(logits), gumbel, sampling.top_k)
+        if kept:
             return tokens
     return perturbed_argmax(process(logits, sampling), gumbel)
 
 
-def foremost(logits: Tensor, gumbel: Tensor, tie: float = 0.0) -> tuple[Tensor, Tensor, int]:
+def foremost(
+    logits: Tensor, gumbel: Tensor, top_k: int, tie: float = 0.0
+) -> tuple[Tensor, Tensor, bool]:
     """The best entries before anything is cut, by numpy: a third of the time for so few numbers.
 
     Args:
         logits, gumbel: `[M, card]`, on the CPU.
+        top_k: entries that are kept.
         tie: how near two numbers may be to be taken for equal.
 
     Returns:
-        `[M]` entries, `[M]` bool: whether another comes within `tie` once noise is added; and the
-        lowest rank of all of them without it, were all that come within `tie` ahead.
+        `[M]` entries; `[M]` bool: whether another comes within `tie` once noise is added; and
+        whether all of them are among the `top_k` without it, were all that come within `tie` ahead.
     """
     bare, rows = logits.numpy(), np.arange(len(logits))
     scores = bare + gumbel.numpy()
     best = scores.argmax(axis=-1)
-    near = np.count_nonzero(scores > scores[rows, best][:, None] - tie, axis=-1) > 1
-    ahead = np.count_nonzero(bare >= bare[rows, best][:, None] - tie, axis=-1)
-    return torch.from_numpy(best), torch.from_numpy(near), int(ahead.max())
+    ahead = bare >= bare[rows, best][:, None] - tie
+    # All of them together are mostly fewer than one may have, and that is sooner counted.
+    kept = int(np.count_nonzero(ahead)) <= top_k or int(ahead.sum(axis=-1).max()) <= top_k
+    least = scores[rows, best] - tie
+    scores[rows, best] = -np.inf
+    return torch.from_numpy(best), torch.from_numpy(scores.max(axis=-1) > least), kept

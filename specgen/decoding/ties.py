@@ -49,8 +49,8 @@ def close_calls(
     if noise is None:
         return _best(logits, tie)
     if logits.device.type == "cpu" and sampling.cuts_by_rank:  # see `sampling.draw`
-        tokens, close, rank = foremost(sampling.warmed(logits), noise, tie)
-        if rank <= sampling.top_k:
+        tokens, close, kept = foremost(sampling.warmed(logits), noise, sampling.top_k, tie)
+        if kept:
             return tokens, close
     warm, low = cut(logits, _moved(sampling, 2 * tie))
     if low is None:

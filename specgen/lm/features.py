@@ -55,7 +55,13 @@ class Features:
         self.known: list[int] = [0] * rows
         self._bounds = torch.zeros(rows, dtype=torch.int64, device=device)
         self._told = self.known  # what the device knows of it
+        self._foreseen: tuple[Tensor, Sequence[int]] | None = None  # yet to be written down
         self._rows = torch.arange(rows, device=device)[:, None]
+
+    def hear(self, known: Sequence[int]) -> None:
+        """How many columns of each row the verifier has read that are final. What was drafted
+        before it has read by now, so nothing foreseen is wanted any more."""
+        self.known, self._foreseen = list(known), None
 
     def settle(self) -> None:
         """Let the device know what is known, for `at` and `foresee_at`."""
@@ -79,6 +85,8 @@ class Features:
         """What stands beside columns from each row's start on, `[B, size, width]`: beyond those
         that the verifier has read, beside the first what was foreseen, beside others zero."""
         known = min(self.known[: len(starts)])
+        if max(starts) + size > known + 1 and self._foreseen is not None:
+            self._note(*self._foreseen)
         if min(starts) == max(starts) and (size == 1 or starts[0] + size <= known + 1):
             return self._beside[: len(starts), starts[0] : starts[0] + size]  # a view, all there
         self.settle()
@@ -93,6 +101,11 @@ class Features:
     def foresee(self, states: Tensor, starts: Sequence[int]) -> None:
         """Let a drafter's own states `[B, n, dim]` of columns that the verifier has not read stand
         for both halves of the verifier's, until it has."""
+        self._foreseen = states, starts  # most drafts end before anyone reads it
+
+    def _note(self, states: Tensor, starts: Sequence[int]) -> None:
+        """Write down what was foreseen."""
+        self._foreseen = None
         known, size = self.known[: len(starts)], states.shape[1]
         if min(starts) == max(starts) and min(known) == max(known):
             first = max(starts[0], known[0])

@@ -100,6 +100,7 @@ class LMSession:
         )
         self._run = Stepper(model.transformer, self.memory, self.cache)
         self._finish = norm(model.out_norm)
+        self._books = list(range(model.config.codebooks))
         self.recordings: Recordings | None = None
         self._graphs: GraphedPass | None = None
         if record is not None:
@@ -140,11 +141,16 @@ class LMSession:
         """Whether this drafter reads its verifier's states."""
         return self._read is not None
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what a column predicts depends on the columns before it."""
+        return self.model.config.attention
+
     @torch.inference_mode()
     def hear(self, known: Sequence[int]) -> None:
         """How many columns of each row the verifier has read that are final (`Features`)."""
         if self._read is not None:
-            self._read.known = list(known)
+            self._read.hear(known)
             if self.recordings is not None:
                 self._read.settle()
 
@@ -326,6 +332,8 @@ class LMSession:
         """
         model = self.model
         K, n = model.config.codebooks, hidden.shape[1]
+        if n == 1 and len(hidden) == self._doubled and codebooks == self._books:
+            return self._guide(model.all_heads(hidden)[:, 0])  # one row's only column, whole
         # Whole columns (all of delay but its ends) take all K heads in one product.
         columns = list(zip(rows, places, strict=True))
         whole = list(codebooks) == list(range(K)) * (len(codebooks) // K) and all(

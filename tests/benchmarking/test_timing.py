@@ -50,12 +50,21 @@ def test_nothing_to_repeat_is_refused() -> None:
         alternate({}, repeats=0)
 
 
-def test_ratio_is_of_medians_with_both_sides_errors() -> None:
-    value, error = ratio([10.0, 12.0, 11.0], [5.0, 5.5, 100.0])
+def test_ratio_is_the_median_of_the_rounds_with_its_error() -> None:
+    value, error = ratio([10.0, 12.0, 11.0], [5.0, 5.0, 100.0])
     assert value == 2.0
-    reference, row = 1.0 / math.sqrt(3) / 11, 54.7 / math.sqrt(3) / 36.833
-    assert error == pytest.approx(2.0 * math.hypot(reference, row), rel=1e-2)
-    assert ratio([3.0], [1.0, 1.0]) == (3.0, None)
+    mean = (2.0 + 2.4 + 0.11) / 3
+    spread = sum((one - mean) ** 2 for one in (2.0, 2.4, 0.11)) / 2
+    assert error == pytest.approx(math.sqrt(spread / 3))
+    assert ratio([3.0], [1.0]) == (3.0, None)
+    with pytest.raises(ValueError, match="shorter"):
+        ratio([3.0, 3.0], [1.0])
+
+
+def test_a_machine_that_slows_down_leaves_the_ratio_alone() -> None:
+    """Nor do clips of different lengths: a round's sides meet the same."""
+    reference = [2.0, 3.0, 5.0, 9.0]
+    assert ratio(reference, [seconds / 1.5 for seconds in reference]) == (1.5, pytest.approx(0.0))
 
 
 def test_outliers_are_found_and_agreement_is_left_alone() -> None:

@@ -10,10 +10,11 @@ from scipy import stats
 from torch import Tensor
 
 from specgen.decoding.noise import Purpose, gumbels
-from specgen.decoding.sampling import Sampling, draw, perturbed_argmax, process
+from specgen.decoding.sampling import Sampling, draw, foremost, perturbed_argmax, process
 
 # Multiples of a quarter: ties happen, and sums and quotients by powers of two are exact.
-rows = st.lists(st.integers(-20, 20).map(lambda i: i / 4), min_size=1, max_size=12)
+quarters = st.integers(-20, 20).map(lambda i: i / 4)
+rows = st.lists(quarters, min_size=1, max_size=12)
 
 
 def naive(logits: list[float], sampling: Sampling) -> list[float]:
@@ -149,3 +150,25 @@ def test_a_draw_is_that_from_the_processed_logits(sampling: Sampling) -> None:
     for one in range(2000):
         row = slice(one, one + 1)
         assert draw(logits[row], noise[row], sampling) == wanted[row]
+
+
+@given(
+    table=st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.lists(quarters, min_size=2 * n, max_size=2 * n), min_size=1)
+    ),
+    top_k=st.integers(1, 20),
+    tie=st.sampled_from([0.125, 0.375, 1.0]),
+)
+def test_the_foremost_are_what_counting_finds(
+    table: list[list[float]], top_k: int, tie: float
+) -> None:
+    """Entry by entry: the best, whether a second comes near it, and its rank at worst."""
+    logits, noise = torch.tensor(table).chunk(2, dim=1)
+    tokens, near, kept = foremost(logits, noise, top_k, tie)
+    ranks = []
+    for row, (bare, scores) in enumerate(zip(logits, logits + noise, strict=True)):
+        best = int(scores.argmax())
+        assert tokens[row] == best
+        assert near[row] == (sum(float(s) > float(scores[best]) - tie for s in scores) > 1)
+        ranks.append(sum(float(b) >= float(bare[best]) - tie for b in bare))
+    assert kept == (max(ranks) <= top_k)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from specgen.decoding.lane import Lane, Role
 from specgen.lm.features import Features
 from specgen.lm.model import MusicLM
 from specgen.lm.session import LMSession
+from specgen.patterns import PatternSpec
 from tests.lm.test_model import BASE, condition, made, tokens
 
 ROPE = replace(BASE, positions="rope")
@@ -57,6 +59,14 @@ def test_what_is_foreseen_stands_until_the_verifier_has_read(
     features.keep(read, [0] * ROWS)
     features.known = [6] * ROWS
     assert torch.equal(features.beside([1] * ROWS, 6)[..., : halves * WIDTH], read)
+
+
+def test_what_was_foreseen_ends_with_its_draft() -> None:
+    features, states = filled([0, 0, 0], 5)
+    features.hear([4, 4, 4])
+    features.foresee(torch.zeros(ROWS, 1, WIDTH).double(), [4, 4, 4])
+    features.hear([5, 5, 5])
+    assert torch.equal(features.beside([5, 5, 5], 2)[:, 0], states[:, 4])
 
 
 @pytest.mark.parametrize("starts", [[2, 2, 2], [3, 2, 0]])
@@ -132,6 +142,18 @@ def test_without_attention_a_column_is_all_that_is_read() -> None:
     assert torch.allclose(whole[:, 5:], last, atol=1e-12)
     with pytest.raises(ValueError, match="needs attention"):
         replace(ROPE, attention=False)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_drafter_is_fed_what_it_reads(attention: bool) -> None:
+    """One without attention the last settled column alone, however many its cache lacks."""
+    _, _, _, drafter = pair(2, None, attention)
+    lane = Lane(Role(drafter, PatternSpec("delay", ROPE.codebooks)), 2)
+    for row in range(2):
+        lane.admit(row, 8, None)
+    lane.known = [2, 4]
+    assert lane.ahead([0, 1]) == (([0, 0], 5) if attention else ([2, 4], 1))
+    assert lane.fed == [3, 5]
 
 
 @pytest.mark.parametrize("attention", [True, False])
