@@ -1,11 +1,14 @@
-"""How a step grows with the length of the piece and with the batch, and what it takes of memory.
+r"""How a step grows with the length of the piece and with the batch, and what it takes of memory.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python docs/scripts/growth.py --output FILE.json
+    PYTHONPATH=. OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1 python docs/scripts/growth.py \
+        --output FILE.json
 
 SYNTHETIC: random weights of MusicGen small's shape, flatten, guidance 3, 20 condition tokens,
 float32 (packed float16 where weights are float16 numbers, as in checkpoints). The decode loop runs
 behind a prompt of the wanted length, whose keys and values are random numbers (see
-peers_at_length.py). Lengths take turns, and so do batches. Memory is the peak of a process of its
+peers_at_length.py). Lengths take turns, and so do batches. What a step grows by is reading keys and
+values, so the first and the last length are also timed with weights twice as large (no float16
+numbers) and with half the keys and values (no guidance). Memory is the peak of a process of its
 own (VmHWM, Linux) over what it held before the model was there, beside what the card of `specgen
 bench` counts.
 """
@@ -25,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers_at_length import Marks, Timed, gaps
+from peers_at_length import CFG, Marks, Timed, gaps, ours, weights
 
 from specgen.benchmarking import synthetic
 from specgen.benchmarking.cases import Sweep, expand, synthetic_preset
 from specgen.benchmarking.machine import commit, machine_card, versions
 from specgen.benchmarking.memory import row_bytes
-from specgen.benchmarking.shapes import FRAME_RATE, Pair
+from specgen.benchmarking.shapes import FRAME_RATE, WORDS, Pair
 from specgen.benchmarking.trials import Trial
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import Drafting, Piece, decode_pieces, steps_per_frame
@@ -84,6 +87,32 @@ def rows(engine: Engine, places: Sequence[tuple[int, int]], steps: int, rounds: 
     ]
 
 
+def kinds(shape: str, lengths: Sequence[int], steps: int, rounds: int) -> list[dict[str, Any]]:
+    """Times of a step with packed weights and float32 ones, with guidance and without, in turn."""
+    models = {kind: weights(shape, exact=kind == "packed").pack() for kind in ("packed", "float32")}
+    dim = models["packed"].config.dim
+    both = torch.randn(1, WORDS, dim).repeat(2, 1, 1)
+    both[1] = 0
+    sides = {
+        (kind, guided, length): ours(model, both, "flatten", CFG if guided else None)
+        for kind, model in models.items()
+        for guided in (True, False)
+        for length in lengths
+    }
+    taken: dict[tuple[str, bool, int], list[float]] = {key: [] for key in sides}
+    for turn in range(rounds):
+        for key in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+            taken[key] += [cpu for _, cpu in gaps(sides[key](key[2], steps))]
+            print(f"{key}: {1000 * taken[key][-1]:.1f} ms")
+    found = []
+    for (kind, guided, length), seconds in taken.items():
+        first = statistics.median(taken[kind, guided, lengths[0]])
+        middle = statistics.median(seconds)
+        head = {"weights": kind, "guidance": guided, "length": length}
+        found.append(head | {"step_cpu_ms": 1000 * middle, "times_first": middle / first})
+    return found
+
+
 def status(name: str) -> int:
     """Bytes of a line of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -134,6 +163,11 @@ def table(found: dict[str, Any]) -> str:
             times = row["step_cpu_ms"] / first
             head = f"| {row['length']} | {row['batch']} "
             lines.append(f"{head}| {row['step_cpu_ms']:.1f} | {times:.2f} |")
+    lines += ["", "| weights | guidance | cache length | process ms a step | times the first |"]
+    lines += ["|---" * 5 + "|"]
+    for row in found["kinds"]:
+        head = f"| {row['weights']} | {'yes' if row['guidance'] else 'no'} | {row['length']} "
+        lines.append(f"{head}| {row['step_cpu_ms']:.1f} | {row['times_first']:.2f} |")
     lines += ["", "| cache length | batch | peak GB | counted GB | off by |", "|---" * 5 + "|"]
     for row in found["memory"]:
         measured, counted = row["peak_bytes"] / 1e9, row["counted_bytes"] / 1e9
@@ -170,6 +204,8 @@ def main() -> None:
         "batches": rows(engine, [(lengths[0], n) for n in batches], args.steps, args.rounds),
     }
     del engine
+    shape = args.shape.partition(":")[0]
+    found["kinds"] = kinds(shape, [lengths[0], lengths[-1]], args.steps, args.rounds)
     places = [(lengths[0], 1), (lengths[-1], 1), (lengths[1], batches[-1])]
     found["memory"] = memory_rows(args.shape, places)
     print(table(found))

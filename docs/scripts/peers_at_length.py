@@ -1,6 +1,6 @@
 """Plain decoding at MusicGen small's shape, ms a step far into a piece, beside two other packages.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python docs/scripts/peers_at_length.py \
+    PYTHONPATH=. OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1 python docs/scripts/peers_at_length.py \
         --output docs/benchmarks/peers-at-length.json
 
 SYNTHETIC: random weights of 24 layers, 1024 wide, 20 condition tokens, guidance 3, float32. Each
@@ -24,7 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from specgen.benchmarking.machine import commit, machine_card, versions
 from specgen.benchmarking.shapes import WORDS, Shape
 from specgen.benchmarking.synthetic import random_model
 from specgen.decoding.lane import Role
-from specgen.decoding.loop import Piece, capacity, decode_pieces
+from specgen.decoding.loop import Piece, capacity, decode_pieces, steps_per_frame
 from specgen.decoding.sampling import Sampling
 from specgen.lm.model import MusicLM
 from specgen.lm.session import LMSession
@@ -72,7 +72,8 @@ class Timed:
     def feed(self, tokens: Tensor, starts: Sequence[int]) -> Tensor:
         if tokens.shape[-1] > 1:
             model = self._session.model
-            return torch.zeros(2 * len(tokens), tokens.shape[-1], model.config.dim)
+            halves = 1 if self._session.guidance is None else 2
+            return torch.zeros(halves * len(tokens), tokens.shape[-1], model.config.dim)
         mark(self._marks)
         return self._session.feed(tokens, starts)
 
@@ -81,13 +82,19 @@ class Timed:
         return torch.zeros(self._session.model.config.card, dtype=torch.float64)
 
 
-def ours(model: MusicLM, both: Tensor) -> Callable[[int, int], Marks]:
+def ours(
+    model: MusicLM,
+    both: Tensor,
+    kind: Literal["delay", "flatten"] = "delay",
+    guidance: float | None = CFG,
+) -> Callable[[int, int], Marks]:
     """specgen's decode loop; what comes back takes the length before and the steps to make."""
-    spec = PatternSpec("delay", model.config.codebooks)
+    spec = PatternSpec(kind, model.config.codebooks)
 
     def run(length: int, steps: int) -> Marks:
         marks: Marks = []
-        frames = length + steps
+        per_frame = steps_per_frame(spec)
+        given, frames = length // per_frame, -(-(length + steps) // per_frame)
         with torch.inference_mode():
             session = LMSession(
                 model,
@@ -95,9 +102,9 @@ def ours(model: MusicLM, both: Tensor) -> Callable[[int, int], Marks]:
                 capacity=capacity(spec, frames),
                 condition=both[:1],
                 null=both[1:, :1],
-                guidance=CFG,
+                guidance=guidance,
             )
-            prompt = torch.randint(model.config.card, (model.config.codebooks, length))
+            prompt = torch.randint(model.config.card, (model.config.codebooks, given))
             role = Role(Timed(session, marks), spec)
             list(
                 decode_pieces(
