@@ -30,6 +30,11 @@ class Recorder(Protocol):
     def __call__(self, call: Call) -> Call: ...
 
 
+def switched_off() -> bool:
+    """Whether the environment says SPECGEN_GRAPHS=off: everything runs call by call."""
+    return os.environ.get(SWITCH) == "off"
+
+
 def recorder(device: torch.device) -> Recorder | None:
     """How passes on `device` are recorded; None: they are not, and run call by call.
 
@@ -37,10 +42,9 @@ def recorder(device: torch.device) -> Recorder | None:
     goes through the same buffers and buckets without recording: what a graph would compute, where
     it can be looked into.
     """
-    switch = os.environ.get(SWITCH, "on")
-    if switch == "dry":
+    if os.environ.get(SWITCH) == "dry":
         return lambda call: call
-    return CudaRecorder(device) if device.type == "cuda" and switch != "off" else None
+    return CudaRecorder(device) if device.type == "cuda" and not switched_off() else None
 
 
 class CudaRecorder:

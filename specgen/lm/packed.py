@@ -29,24 +29,24 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.count = weight.numel() + (0 if bias is None else bias.numel())
         self.nbytes = 2 * weight.numel() + (0 if bias is None else bias.nbytes)  # as in memory
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         product = torch.ops.quantized.linear_dynamic_fp16.default
         self._product = getattr(product, "_op", product)  # past the overload's Python, if it can be
 
     @property
     def weight(self) -> Tensor:
         """`[out, in]` float32, unpacked."""
-        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        weight: Tensor = torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
         return weight
 
     @property
     def bias(self) -> Tensor | None:
         """`[out]` float32, or None."""
-        bias: Tensor | None = torch.ops.quantized.linear_unpack_fp16(self._packed)[1]
+        bias: Tensor | None = torch.ops.quantized.linear_unpack_fp16(self.packed)[1]
         return bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(x, self._packed)  # type: ignore[no-any-return]
+        return self._product(x, self.packed)  # type: ignore[no-any-return]
 
 
 class PackedHeads(nn.Module):

@@ -17,6 +17,7 @@ from specgen.lm.graphs import GraphedPass, Recordings, recorder
 from specgen.lm.model import MusicLM
 from specgen.lm.reread import reread
 from specgen.lm.step import Stepper, norm
+from specgen.lm.traced import Column, traced_column
 from specgen.lm.turned import cache_for
 from specgen.lm.upload import upload
 
@@ -113,6 +114,10 @@ class LMSession:
                 capacity=self.cache.capacity,
                 device=model.device,
             )
+        self._column: Column | None = None
+        if self._read is not None and record is None and self._doubled == 1:
+            self._column = traced_column(model)
+        self._said: Tensor | None = None  # logits that the last pass has made already
         self._before = [0] * rows  # positions that each row's prefix takes
         if prefix is not None:
             for row in range(rows):
@@ -258,6 +263,11 @@ class LMSession:
             `[N', n', dim]` hidden states for `logits`, n' >= n; good until the next call.
         """
         model, d, size = self.model, self._doubled, tokens.shape[-1]
+        self._said = None
+        if self._column is not None and self._read is not None and tokens.shape[0] == size == 1:
+            hidden, self._said = self._column(tokens, self._read.beside(starts, 1))
+            self._read.foresee(hidden, starts)
+            return hidden
         places = self.positions(starts)
         if self._graphs is not None:
             hidden = self._graphs(tokens, places)
@@ -333,7 +343,8 @@ class LMSession:
         model = self.model
         K, n = model.config.codebooks, hidden.shape[1]
         if n == 1 and len(hidden) == self._doubled and codebooks == self._books:
-            return self._guide(model.all_heads(hidden)[:, 0])  # one row's only column, whole
+            # One row's only column, whole.
+            return self._guide(model.all_heads(hidden)[:, 0] if self._said is None else self._said)
         # Whole columns (all of delay but its ends) take all K heads in one product.
         columns = list(zip(rows, places, strict=True))
         whole = list(codebooks) == list(range(K)) * (len(codebooks) // K) and all(
