@@ -91,6 +91,12 @@ class Role:
 class Lane:
     """The state of one model in a decode.
 
+    Args:
+        role: the model in its part.
+        rows: B.
+        beside: the verifier's lane, for a drafter. Of one pattern, the two have one sequence, which
+            the verifier writes: every token that a drafter draws or learns of goes to both.
+
     Attributes:
         known: for each row, the last step up to which every token is settled: final for the
             verifier, guessed or final for the drafter.
@@ -98,7 +104,7 @@ class Lane:
         last: for each row, its last step.
     """
 
-    def __init__(self, role: Role, rows: int) -> None:
+    def __init__(self, role: Role, rows: int, beside: Lane | None = None) -> None:
         self.scorer, self._pattern = role.scorer, role.pattern
         self.codebooks, self.card = role.pattern.codebooks, role.scorer.card
         self.device = role.scorer.device
@@ -107,6 +113,9 @@ class Lane:
         self._width = role.scorer.capacity + 1
         shape = (rows, self.codebooks, self._width)
         self._sequence = torch.full(shape, self.card, device=self.device)
+        self._shares = beside is not None and beside._like(self)
+        if beside is not None and self._shares:
+            self._sequence = beside._sequence
         self.patterns: list[Pattern] = [role.pattern.of(1)] * rows
         self.known, self.fed, self.last = [0] * rows, [0] * rows, [0] * rows
         self._given = [0] * rows  # frames given at the start
@@ -143,6 +152,11 @@ class Lane:
         for values in self._state:
             del values[rows:]
 
+    def _like(self, other: Lane) -> bool:
+        """Whether the other's sequence is this one's."""
+        same = self._pattern == other._pattern and self.device == other.device
+        return same and self._sequence.shape == other._sequence.shape
+
     @property
     def _state(self) -> tuple[list[Any], ...]:
         state = (self.patterns, self.known, self.fed, self.last)
@@ -160,13 +174,15 @@ class Lane:
         """Frames that were there from the start."""
         return self._given[row]
 
-    def given(self, row: int, coord: Coord) -> bool:
-        """Whether the token was there from the start."""
-        return coord.t < self._given[row]
+    def open(self, row: int, coords: Sequence[Coord]) -> Sequence[Coord]:
+        """Those coordinates whose tokens were not there from the start."""
+        given = self._given[row]
+        return [coord for coord in coords if coord.t >= given] if given else coords
 
     def holds(self, row: int, coord: Coord) -> bool:
         """Whether the token is settled (see `known`)."""
-        return self.given(row, coord) or self.step_of(row, coord) <= self.known[row]
+        t, k = coord
+        return self.patterns[row].step_of[k][t] <= self.known[row] or t < self._given[row]
 
     def skip_known(self, row: int, lead: Lane) -> None:
         """Pass over steps that leave nothing to draw: `lead` holds all their tokens already."""
@@ -261,8 +277,9 @@ class Lane:
         return [(r * codebooks + k) * width + patterns[r].step_of[k][t] for r, _, (t, k) in where]
 
     def put(self, where: Where, tokens: Tensor) -> None:
-        """Write `[M]` tokens at their coordinates."""
-        place(self.flat, self._cells(where), tokens)
+        """Write `[M]` tokens at their coordinates; nothing if the verifier's lane has done so."""
+        if not self._shares:
+            place(self.flat, self._cells(where), tokens)
 
     def get(self, where: Where) -> Tensor:
         """Read `[M]` tokens at their coordinates."""

@@ -103,7 +103,7 @@ class Batch:
     ) -> None:
         self._drafting, self._longest = drafting, longest
         self.lead = Lane(verifier, rows)
-        self.follow = None if drafter is None else Lane(drafter, rows)
+        self.follow = None if drafter is None else Lane(drafter, rows, self.lead)
         self._draws = Draws(
             self.lead,
             self.follow,
@@ -311,7 +311,7 @@ def _verify(
         layout = lead.patterns[r].layout
         for step in range(lead.known[r], min(ends[r] + 1, lead.last[r])):
             first, place = len(where), step - starts[r]
-            where += [(r, place, coord) for coord in layout[step + 1] if not lead.given(r, coord)]
+            where += [(r, place, coord) for coord in lead.open(r, layout[step + 1])]
             drawn[r].append(range(first, len(where)))
     guessed = [follow is not None and follow.holds(r, coord) for r, _, coord in where]
     logits = lead.logits(hidden, where)

@@ -342,9 +342,9 @@ class LMSession:
         """
         model = self.model
         K, n = model.config.codebooks, hidden.shape[1]
-        if n == 1 and len(hidden) == self._doubled and codebooks == self._books:
-            # One row's only column, whole.
-            return self._guide(model.all_heads(hidden)[:, 0] if self._said is None else self._said)
+        if len(hidden) == self._doubled and codebooks == self._books * n:  # all of one row's block
+            out = model.all_heads(hidden).flatten(1, 2) if self._said is None else self._said
+            return self._guide(out)
         # Whole columns (all of delay but its ends) take all K heads in one product.
         columns = list(zip(rows, places, strict=True))
         whole = list(codebooks) == list(range(K)) * (len(codebooks) // K) and all(

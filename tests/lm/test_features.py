@@ -14,7 +14,7 @@ from specgen.decoding.lane import Lane, Role
 from specgen.lm.features import Features
 from specgen.lm.model import MusicLM
 from specgen.lm.session import LMSession
-from specgen.patterns import PatternSpec
+from specgen.patterns import Coord, PatternSpec
 from tests.lm.test_model import BASE, condition, made, tokens
 
 ROPE = replace(BASE, positions="rope")
@@ -154,6 +154,25 @@ def test_a_drafter_is_fed_what_it_reads(attention: bool) -> None:
     lane.known = [2, 4]
     assert lane.ahead([0, 1]) == (([0, 0], 5) if attention else ([2, 4], 1))
     assert lane.fed == [3, 5]
+
+
+@pytest.mark.parametrize("kind", ["delay", "parallel"])
+def test_what_the_verifier_is_told_its_drafter_knows(kind: str) -> None:
+    """Of one pattern the two lanes have one sequence, else each has its own."""
+    _, _, verifier, drafter = pair(2, None, attention=False)
+    lead = Lane(Role(verifier, PatternSpec("delay", ROPE.codebooks)), 2)
+    follow = Lane(Role(drafter, PatternSpec(kind, ROPE.codebooks)), 2, lead)
+    for row in range(2):
+        for lane in (lead, follow):
+            lane.admit(row, 8, None)
+    where, token = [(1, 0, Coord(2, 1))], torch.tensor([3])
+    lead.put(where, token)
+    assert follow.get(where).tolist() == [3 if kind == "delay" else ROPE.card]
+    follow.put(where, token)
+    for lane in (lead, follow):
+        lane.move(1, 0)
+        lane.shrink(1)
+    assert [lane.codes(0)[1, 2].item() for lane in (lead, follow)] == [3, 3]
 
 
 @pytest.mark.parametrize("attention", [True, False])
