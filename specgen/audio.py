@@ -48,11 +48,12 @@ def together(*paths: Path) -> Iterator[tuple[IO[bytes], ...]]:
         with contextlib.ExitStack() as stack:
             files: list[IO[bytes]] = []
             for path in paths:
-                handle, name = tempfile.mkstemp(
-                    prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent
-                )
-                names.append(name)
-                files.append(stack.enter_context(os.fdopen(handle, "wb")))
+                with _uninterrupted():  # a file is there before its name is known
+                    handle, name = tempfile.mkstemp(
+                        prefix=f".{path.name[:32]}.", suffix=".tmp", dir=path.parent
+                    )
+                    names.append(name)
+                    files.append(stack.enter_context(os.fdopen(handle, "wb")))
             yield tuple(files)
             for file in files:
                 file.flush()

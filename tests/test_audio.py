@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +94,23 @@ def test_a_clips_three_files_appear_together(
         with pytest.raises(OSError, match="No space"):
             write_clip(target, SILENCE + 0.5, 16000, CODES + 1, {})
     assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
+def test_an_interrupt_while_a_file_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there, and nobody knew its name yet: one of some thousand killed workers left it."""
+    make = tempfile.mkstemp
+
+    def interrupted(**options: Any) -> tuple[int, str]:
+        made = make(**options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(tempfile, "mkstemp", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "x.bin") as file:
+        file.write(b"never")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_between_two_files_waits_for_the_third(
