@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers_at_length import CFG, Marks, Timed, gaps, ours, weights
+from peers_at_length import CFG, Marks, Timed, conditions, gaps, ours, weights
 
 from specgen.benchmarking import synthetic
 from specgen.benchmarking.cases import Sweep, expand, synthetic_preset
 from specgen.benchmarking.machine import commit, machine_card, versions
 from specgen.benchmarking.memory import row_bytes
-from specgen.benchmarking.shapes import FRAME_RATE, WORDS, Pair
+from specgen.benchmarking.shapes import FRAME_RATE, Pair
 from specgen.benchmarking.trials import Trial
 from specgen.decoding.lane import Role
 from specgen.decoding.loop import Drafting, Piece, decode_pieces, steps_per_frame
@@ -90,9 +90,7 @@ def rows(engine: Engine, places: Sequence[tuple[int, int]], steps: int, rounds: 
 def kinds(shape: str, lengths: Sequence[int], steps: int, rounds: int) -> list[dict[str, Any]]:
     """Times of a step with packed weights and float32 ones, with guidance and without, in turn."""
     models = {kind: weights(shape, exact=kind == "packed").pack() for kind in ("packed", "float32")}
-    dim = models["packed"].config.dim
-    both = torch.randn(1, WORDS, dim).repeat(2, 1, 1)
-    both[1] = 0
+    both = conditions(models["packed"].config.dim)
     sides = {
         (kind, guided, length): ours(model, both, "flatten", CFG if guided else None)
         for kind, model in models.items()

@@ -241,6 +241,13 @@ def floor(model: MusicLM, *, cache: bool) -> Callable[[int, int], Marks]:
     return run
 
 
+def conditions(dim: int) -> Tensor:
+    """A prompt's condition and the null one, `[2, L, dim]`."""
+    both = torch.zeros(2, WORDS, dim)
+    both[0] = torch.randn(WORDS, dim, generator=torch.Generator().manual_seed(0))
+    return both
+
+
 def weights(shape: str, *, exact: bool) -> MusicLM:
     """Random weights of a delay model; `exact`: float16 numbers, as in checkpoints."""
     model = random_model(Shape.parse(shape), torch.device("cpu"), torch.float32, 0)
@@ -277,11 +284,7 @@ def gaps(marks: Marks) -> list[tuple[float, float]]:
 
 def measure(shape: str, lengths: Sequence[int], steps: int, rounds: int) -> list[dict[str, Any]]:
     """Rows, one a side and length."""
-    config = Shape.parse(shape).config
-    generator = torch.Generator().manual_seed(0)
-    both = torch.randn(1, WORDS, config.dim, generator=generator).repeat(2, 1, 1)
-    both[1] = 0
-    running, rows = sides(shape, both), []
+    running, rows = sides(shape, conditions(Shape.parse(shape).config.dim)), []
     for length in lengths:
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
         for turn in range(rounds):

@@ -113,9 +113,9 @@ class Lane:
         self._width = role.scorer.capacity + 1
         shape = (rows, self.codebooks, self._width)
         self._sequence = torch.full(shape, self.card, device=self.device)
-        self._shares = beside is not None and beside._like(self)
-        if beside is not None and self._shares:
-            self._sequence = beside._sequence
+        self._shares = False
+        if beside is not None and beside._like(self):
+            self._shares, self._sequence = True, beside._sequence
         self.patterns: list[Pattern] = [role.pattern.of(1)] * rows
         self.known, self.fed, self.last = [0] * rows, [0] * rows, [0] * rows
         self._given = [0] * rows  # frames given at the start

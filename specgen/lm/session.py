@@ -342,7 +342,9 @@ class LMSession:
         """
         model = self.model
         K, n = model.config.codebooks, hidden.shape[1]
-        if len(hidden) == self._doubled and codebooks == self._books * n:  # all of one row's block
+        every = len(hidden) == self._doubled and codebooks == self._books * n
+        if every and (n == 1 or list(places) == [p for p in range(n) for _ in range(K)]):
+            # All that one row's block predicts, in order.
             out = model.all_heads(hidden).flatten(1, 2) if self._said is None else self._said
             return self._guide(out)
         # Whole columns (all of delay but its ends) take all K heads in one product.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from specgen.lm.cache import KVCache, Span
 from specgen.lm.graphs import switched_off
 from specgen.lm.model import MusicLM
-from specgen.lm.packed import PackedHeads, PackedLinear
+from specgen.lm.packed import PackedLinear
 from specgen.lm.step import Stepper, norm
 
 # Tokens `[1, K, 1]` and what stands beside them, `[1, 1, feature_dim]`, to the column's state
@@ -56,8 +56,8 @@ def column_of(model: MusicLM) -> Column:
 def _traceable(model: MusicLM) -> bool:
     config = model.config
     plain = not config.attention and not config.condition_dim and config.positions == "rope"
-    kinds = (nn.Linear, PackedLinear, PackedHeads, nn.Embedding, nn.LayerNorm)
-    leaves = (m for m in model.modules() if isinstance(m, PackedHeads) or not list(m.children()))
+    kinds = (nn.Linear, PackedLinear, nn.Embedding, nn.LayerNorm)
+    leaves = (module for module in model.modules() if not list(module.children()))
     return (
         plain
         and model.device.type == "cpu"

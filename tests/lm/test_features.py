@@ -144,6 +144,18 @@ def test_without_attention_a_column_is_all_that_is_read() -> None:
         replace(ROPE, attention=False)
 
 
+@pytest.mark.parametrize("places", [[0, 1], [1, 0], [1, 1]])
+def test_logits_come_in_the_order_they_are_asked_for(places: list[int]) -> None:
+    """Whole columns of one row's block, also turned round or one of them twice."""
+    verifier, _, lead, _ = pair(1, None)
+    K = verifier.config.codebooks
+    hidden = lead.feed(tokens(1, 2), [0])
+    asked = [place for place in places for _ in range(K)]
+    found = lead.logits(hidden, [0] * len(asked), asked, list(range(K)) * 2)
+    expected = [verifier.head(hidden[0, place], k) for place in places for k in range(K)]
+    assert torch.allclose(found, torch.stack(expected), atol=1e-12)
+
+
 @pytest.mark.parametrize("attention", [True, False])
 def test_a_drafter_is_fed_what_it_reads(attention: bool) -> None:
     """One without attention the last settled column alone, however many its cache lacks."""
