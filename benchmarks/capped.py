@@ -16,8 +16,8 @@ import torch
 
 from specgen.benchmarking.cases import Sweep, expand, synthetic_preset
 from specgen.benchmarking.given import Given
-from specgen.benchmarking.machine import commit, machine_card, versions
 from specgen.benchmarking.memory import row_bytes
+from specgen.benchmarking.results import commit, machine_card, versions
 from specgen.benchmarking.shapes import Pair
 from specgen.benchmarking.synthetic import Wanted, load
 from specgen.benchmarking.trials import Trial

@@ -292,7 +292,7 @@ def count_tests(report: Path, out: Path) -> None:
     import xml.etree.ElementTree as ElementTree
 
     sys.path.insert(0, str(ROOT))
-    from specgen.benchmarking.machine import commit, versions
+    from specgen.benchmarking.results import commit, versions
 
     root = ElementTree.parse(report).getroot()
     suite = root if root.tag == "testsuite" else root.find("testsuite")

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specgen.benchmarking.machine import commit, machine_card, versions
+from specgen.benchmarking.results import commit, machine_card, versions
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.checkpoints.native import embedded_folder, load_lm, save_lm
 from specgen.decoding.loop import decode
 from specgen.decoding.sampling import Sampling
+from specgen.generation import ConditionedModel
 from specgen.lm.config import LMConfig
 from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec
-from specgen.sitting import Cast
 from specgen.training.optimise import initialise, optimizers, rate_at, set_rate
 
 GUIDANCE = 3.0
@@ -95,7 +95,7 @@ def make_tokens(
     began = time.monotonic()
     for first in range(0, len(texts), batch):
         part = list(texts[first : first + batch])
-        role = Cast.of(teacher, part, frames, GUIDANCE).role
+        role = ConditionedModel.of(teacher, part, frames, GUIDANCE).role
         seeds = list(range(first, first + len(part)))
         done = decode(role, frames=[frames] * len(part), seeds=seeds, sampling=Sampling())
         made += done.codes

@@ -20,30 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specgen.audio.reading import read_audio, read_start
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.checkpoints.pairing import check_together, load_models
 from specgen.checkpoints.registry import load_codec
-from specgen.clips import Clip, Request
 from specgen.codec.base import Codec
-from specgen.config import Preset, VerifierNode, check_sampling, load_preset, parse_quantize
 from specgen.decoding.acceptance import Rule, is_biased
 from specgen.decoding.draft_length import Learnt
 from specgen.decoding.loop import Drafting, Progress, draft_steps
 from specgen.decoding.lossy import Kind, Leniency, Lenient
 from specgen.devices import choose_device, choose_dtype, choose_threads, describe_device, versions
 from specgen.errors import UserError
-from specgen.listening import read_audio, read_start
+from specgen.generation import GenerationRun, Window, windows
 from specgen.lm.chroma import melody_rate as rate_of
 from specgen.lm.compiled import check_compiler
 from specgen.lm.quantized import check_kind
-from specgen.settings import Settings
-from specgen.sitting import Sitting
-from specgen.windows import Window, windows
+from specgen.presets import Preset, VerifierNode, check_sampling, load_preset, parse_quantize
+from specgen.requests import Clip, Request, Settings
 
 __all__ = ["Clip", "Engine", "Request", "load"]
 
 SIDECAR_SCHEMA = 1
-SITTING = 1024  # requests whose conditions are held at a time
+MAX_REQUESTS_A_RUN = 1024  # requests whose conditions are held at a time
 LONGEST = 3600.0  # seconds of the longest piece
 
 
@@ -242,11 +240,11 @@ class Engine:
             UserError: a request that cannot be met; all are checked before any work is done.
         """
         checked = [self.check(request) for request in requests]
-        for first in range(0, len(checked), SITTING):
-            sitting = checked[first : first + SITTING]
+        for first in range(0, len(checked), MAX_REQUESTS_A_RUN):
+            part = checked[first : first + MAX_REQUESTS_A_RUN]
             early: dict[int, Clip] = {}
             wanted = 0
-            for index, clip in Sitting(self, sitting, batch, on_round, on_audio).clips():
+            for index, clip in GenerationRun(self, part, batch, on_round, on_audio).clips():
                 if not in_order:
                     yield clip
                     continue

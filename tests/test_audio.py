@@ -13,7 +13,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.audio import atomic, check_target, tokens_sha256, write_clip
+from specgen.audio.files import atomic, check_target, tokens_sha256, write_clip
 from specgen.errors import UserError
 
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 import specgen
+from specgen.audio.reading import read_audio, read_start
 from specgen.cli.app import run
 from specgen.codec.embedded import load_codec
 from specgen.errors import UserError
-from specgen.listening import read_audio, read_start
 
 RATE = 16000
 
@@ -223,8 +223,8 @@ def test_a_file_is_refused_before_it_is_read(
 def test_a_stereo_encodec_takes_both_channels(tmp_path: Path) -> None:
     """Left and right of the file become the even and the odd codebooks of the clip's start."""
     pytest.importorskip("transformers")
+    from specgen.audio.reading import continuations
     from specgen.codec.encodec import EncodecCodec
-    from specgen.listening import continuations
     from tests.codec.test_encodec import hugging_face
 
     network = hugging_face()

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from specgen.config import SamplingNode
 from specgen.decoding.draft_length import Learnt
 from specgen.engine import Request, load
 from specgen.errors import UserError
-from specgen.settings import Settings
+from specgen.presets import SamplingNode
+from specgen.requests import Settings
 from tests.conftest import make_codec, make_lm
 
 

@@ -12,7 +12,7 @@ from specgen.decoding.loop import Piece, Progress, decode_pieces
 from specgen.decoding.sampling import Sampling
 from specgen.engine import Clip, Request, load
 from specgen.errors import UserError
-from specgen.sitting import Cast
+from specgen.generation import ConditionedModel
 
 LONG = Request(
     "a slow air on the flute", 5, 4.3, id="long"
@@ -42,7 +42,7 @@ def test_the_windows_are_continuations(tiny: str) -> None:
     (short,) = engine.generate([Request(LONG.prompt, LONG.seed, 2.0)])
     assert torch.equal(clip.codes[:, :100], short.codes)
     sampling = engine.settings.sampling
-    role = Cast.of(engine.verifier, [LONG.prompt], 100, sampling.cfg).role
+    role = ConditionedModel.of(engine.verifier, [LONG.prompt], 100, sampling.cfg).role
     piece = Piece(100, LONG.seed, short.codes[:, 60:], origin=60)
     drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p)
     (second,) = decode_pieces(role, None, [piece], rows=1, sampling=drawn)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgen.windows import Window, windows
+from specgen.generation import Window, windows
 
 
 @given(

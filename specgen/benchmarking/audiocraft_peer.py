@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specgen.benchmarking.dense import dense_state
+from specgen.benchmarking.synthetic import dense_state
 from specgen.checkpoints.audiocraft import BLOCK, SCALES
 from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec

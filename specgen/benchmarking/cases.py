@@ -9,7 +9,7 @@ from pathlib import Path
 
 from specgen.benchmarking.given import Given
 from specgen.benchmarking.shapes import Pair
-from specgen.config import (
+from specgen.presets import (
     CodecNode,
     DrafterNode,
     DurationNode,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from specgen.checkpoints.base import LMCheckpoint
-from specgen.config import SamplingNode
 from specgen.decoding.loop import decode
 from specgen.decoding.sampling import Sampling
 from specgen.errors import UserError
-from specgen.sitting import Cast
+from specgen.generation import ConditionedModel
+from specgen.presets import SamplingNode
 
 Run = Callable[[int], list[Tensor]]
 
@@ -55,7 +55,7 @@ def agreement(peer: Peer, model: LMCheckpoint, prompt: str, sampling: SamplingNo
     """Share of equal tokens in a short greedy piece, theirs and ours: 1 but for rounding."""
     greedy = replace(sampling, temperature=0.0)
     theirs = peer.ready(model, [prompt], _FRAMES, greedy)(0)[0].cpu()
-    role = Cast.of(model, [prompt], _FRAMES, sampling.cfg).role
+    role = ConditionedModel.of(model, [prompt], _FRAMES, sampling.cfg).role
     ours = decode(role, frames=[_FRAMES], seeds=[0], sampling=Sampling(0.0)).codes[0].cpu()
     return float((ours == theirs).float().mean())
 

@@ -22,16 +22,17 @@ from torch import Tensor, nn
 
 from specgen.benchmarking.shapes import FRAME_RATE, WORDS, Shape
 from specgen.checkpoints.base import CodecId, LMCheckpoint
-from specgen.config import Preset
 from specgen.decoding.acceptance import Rule, textbook_codebooks
 from specgen.devices import choose_device, choose_dtype
 from specgen.engine import Engine
 from specgen.errors import UserError
 from specgen.lm.conditioning import Words
 from specgen.lm.model import MusicLM
+from specgen.lm.packed import PackedHeads, PackedLinear
 from specgen.lm.quantized import check_kind
 from specgen.patterns import PatternSpec
-from specgen.settings import Settings
+from specgen.presets import Preset
+from specgen.requests import Settings
 
 SAMPLE_RATE = 32_000
 _MAX_FRAMES = 15_000
@@ -241,3 +242,23 @@ def _checkpoint(
         max_frames=_MAX_FRAMES,
         sha256=f"{reference} random weights of seed {seed} for {owner}",
     )
+
+
+def dense_state(model: MusicLM) -> dict[str, Tensor]:
+    """The state of a model under its own names, packed products unpacked.
+
+    Raises:
+        ValueError: a packed product with a bias, which cannot be had back.
+    """
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if not isinstance(module, PackedLinear) or name == "heads.together":
+            continue  # all heads together are those of `heads.each` once more
+        weight = module.weight
+        if module.count != weight.numel():
+            raise ValueError(f"{name}: the bias of a packed product cannot be had back")
+        state[f"{name}.weight"] = weight
+    if isinstance(model.heads, PackedHeads):
+        parts = [state.pop(f"heads.each.{k}.weight") for k in range(model.config.codebooks)]
+        state["heads.weight"] = torch.cat(parts)
+    return state

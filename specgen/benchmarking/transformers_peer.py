@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specgen.benchmarking.dense import dense_state
+from specgen.benchmarking.synthetic import dense_state
 from specgen.lm.config import LMConfig
 from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec

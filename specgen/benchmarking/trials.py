@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specgen.benchmarking import synthetic
 from specgen.benchmarking.cases import Case
-from specgen.benchmarking.peak import Peak
+from specgen.benchmarking.memory import Peak
 from specgen.benchmarking.peers import Peer
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.decoding.draft_length import Learnt
@@ -20,7 +20,7 @@ from specgen.decoding.loop import Drafting, decode
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.engine import Engine, Request
-from specgen.sitting import Cast
+from specgen.generation import ConditionedModel
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,12 @@ class Trial:
         """Both models with their caches, ready for prompts."""
         if self.column is not None and self.follow is not None:
             synthetic.choose(self.follow.lm, self.column)
-        casts = [Cast.of(self.lead, prompts, self.frames, self.guidance)]
+        casts = [ConditionedModel.of(self.lead, prompts, self.frames, self.guidance)]
         if self.follow is not None:
             guidance, lead = self._draft_guidance, casts[0]
-            casts.append(Cast.of(self.follow, prompts, self.frames, guidance, verifier=lead))
+            casts.append(
+                ConditionedModel.of(self.follow, prompts, self.frames, guidance, verifier=lead)
+            )
         self.cross_bytes = sum(
             tensor.nbytes
             for memory in (cast.session.memory for cast in casts)

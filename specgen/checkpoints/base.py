@@ -191,8 +191,8 @@ def build_lm(
     """
     import torch
 
-    from specgen.bare import bare
     from specgen.lm.model import MusicLM
+    from specgen.tensors import bare
 
     with bare():
         lm = MusicLM(config)

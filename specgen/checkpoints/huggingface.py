@@ -25,7 +25,7 @@ from specgen.checkpoints.base import (
     files_sha256,
     is_finite,
 )
-from specgen.checkpoints.safe import SafeTensors
+from specgen.checkpoints.files import SafeTensors
 from specgen.errors import UserError
 
 if TYPE_CHECKING:

@@ -28,9 +28,8 @@ from specgen.checkpoints.base import (
     file_sha256,
     is_finite,
 )
+from specgen.checkpoints.files import SafeTensors, from_plain, load_yaml, to_plain
 from specgen.checkpoints.pairing import BORROWED, borrowed, check_follows
-from specgen.checkpoints.plain import from_plain, load_yaml, to_plain
-from specgen.checkpoints.safe import SafeTensors
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,8 +178,8 @@ def load_lm(
 
 def plan(config: LMConfig) -> dict[str, list[Piece]]:
     """Every tensor is kept as it is."""
-    from specgen.bare import bare
     from specgen.lm.model import MusicLM
+    from specgen.tensors import bare
 
     with bare():
         return {name: [Piece(name)] for name in MusicLM(config).state_dict()}

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from specgen.config import Preset, VerifierNode
     from specgen.lm.config import LMConfig
     from specgen.patterns import PatternSpec
+    from specgen.presets import Preset, VerifierNode
 
 STATES = "its verifier's states"
 BORROWED = ("embedding.weight", "heads.weight", "heads.bias")

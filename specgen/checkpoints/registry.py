@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from specgen.checkpoints import hub
 from specgen.checkpoints.base import CodecId, LMCheckpoint
-from specgen.checkpoints.plain import load_yaml
+from specgen.checkpoints.files import load_yaml
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def identify(folder: Path) -> str:
         return found[0]
     trained = [name for name in names if name.endswith(".th")]
     if trained:
-        from specgen.checkpoints.pickled import training_checkpoint
+        from specgen.checkpoints.files import training_checkpoint
 
         raise training_checkpoint(folder / trained[0])
     held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

@@ -8,17 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from specgen import __version__
-from specgen.cli import (
-    bench,
-    compare,
-    convert,
-    generate,
-    merge,
-    presets,
-    report_page,
-    train,
-    verify,
-)
+from specgen.cli import bench, compare, convert, generate, merge, presets, train, verify
+from specgen.cli import report as report_page
 from specgen.errors import UserError
 
 # typer carries its own copy of click in some versions; its base error is found through its heirs.

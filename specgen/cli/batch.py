@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from specgen.cli import report
 from specgen.errors import UserError
-from specgen.jobs.naming import Template
+from specgen.jobs.folder import Template
 from specgen.jobs.options import Recipe
-from specgen.jobs.shards import parse_shard
+from specgen.jobs.plan import parse_shard
 
 if TYPE_CHECKING:
-    from specgen.jobs.run import Job, Summary
+    from specgen.jobs.job import Job, Summary
 
 FORMATS = ("wav", "flac", "ogg")
 ENGINES = ("local", "ray")
@@ -85,8 +85,8 @@ def run_job(options: Options, *, as_json: bool, verbose: bool) -> int:
     shard = parse_shard(options.shard)
     folder = options.out if shard.count == 1 else options.out / shard.folder
 
+    from specgen.jobs.job import Job
     from specgen.jobs.plan import Place
-    from specgen.jobs.run import Job
 
     base = Path() if options.prompts == "-" else Path(options.prompts).parent
     job = Job(
@@ -147,9 +147,9 @@ def _workers(text: str) -> int | None:
 
 
 def _execute(job: Job, options: Options, workers: int | None, bar: report.JobBar) -> Summary:
-    from specgen.jobs.on_ray import Cluster
-    from specgen.jobs.pool import Pool
-    from specgen.jobs.run import run
+    from specgen.jobs.job import run
+    from specgen.jobs.process_pool import Pool
+    from specgen.jobs.ray_executor import Cluster
 
     if options.engine == "local":
         return run(job, Pool(workers), bar)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specgen import config
-from specgen.cli.values import (
+from specgen import presets as preset_files
+from specgen.cli.options import (
     check_results_file,
     count,
     frames,
@@ -53,7 +53,7 @@ def bench(
         str | None, typer.Option(help="Draft lengths: 1,2,4,8,auto; the preset's if left out.")
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(help=f"Accept rules: {','.join(config.RULES)}.")
+        str | None, typer.Option(help=f"Accept rules: {','.join(preset_files.RULES)}.")
     ] = None,
     draft_temperature: Annotated[
         list[str] | None,
@@ -68,7 +68,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[
-        str | None, typer.Option(help=f"Of all models: {', '.join(config.DTYPES)}.")
+        str | None, typer.Option(help=f"Of all models: {', '.join(preset_files.DTYPES)}.")
     ] = None,
     quantize: Annotated[
         list[str] | None,
@@ -135,8 +135,8 @@ def bench(
         check_results_file(output_file, SUFFIXES)
     if plot is not None:
         picture.check(plot)
-    if dtype is not None and dtype not in config.DTYPES:
-        raise UserError(f"--dtype {dtype!r} is unknown; use {', '.join(config.DTYPES)}")
+    if dtype is not None and dtype not in preset_files.DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown; use {', '.join(preset_files.DTYPES)}")
 
     pairs = [Pair.parse(text) for text in synthetic or []]
     given = _given(acceptance or [], acceptance_from or [], pairs)
@@ -159,7 +159,7 @@ def bench(
         durations=durations,
         batches=batches,
         draft_frames=unique(values("--draft-frames", draft_frames, frames)),
-        rules=unique(values("--rule", rule, one_of(config.RULES))),
+        rules=unique(values("--rule", rule, one_of(preset_files.RULES))),
         temperatures=unique(
             values("--draft-temperature", v, positive) for v in draft_temperature or []
         ),
@@ -167,12 +167,12 @@ def bench(
         peers=unique(values("--peer", peer, one_of(PEERS))),
     )
     names = presets or ([] if pairs else DEFAULT_PRESETS)
-    chosen = [config.load_preset(name) for name in names]
+    chosen = [preset_files.load_preset(name) for name in names]
     chosen = quantized([*chosen, *map(synthetic_preset, pairs)], quantize or [])
     cases = expand(chosen, sweep)
     lines = prompt_lines(prompts) if prompts is not None else PROMPTS
 
-    from specgen.benchmarking.measure import Plan, measure
+    from specgen.benchmarking.runner import Plan, measure
 
     readable = output in ("table", "md")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specgen.cli.sides import read_sides
+from specgen.cli.options import read_sides
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def compare(
     """
     written = read_sides(sides)
 
-    from specgen.evaluation.prompts import read_prompts
+    from specgen.evaluation.runs import read_prompts
 
     found = read_prompts(prompts)
     lines = found.lines[:limit]
@@ -103,7 +103,7 @@ def compare(
     document = outcome.document
     document["notes"] = [*found.notes, *document["notes"]]
 
-    from specgen.evaluation.summary import passed
+    from specgen.evaluation.tables import passed
     from specgen.evaluation.text import render
 
     if as_json:
@@ -123,7 +123,7 @@ def _run(
     from functools import partial
 
     from specgen.evaluation.comparison import load_sides, run
-    from specgen.evaluation.reference import read_recordings
+    from specgen.evaluation.quality import read_recordings
 
     engines = load_sides(sides, plan)
     outcome = run(
@@ -163,9 +163,9 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 def keep_clip(folder: Path, label: str, made: "Made") -> None:
     """Write a clip into the report's folder as soon as it is made."""
-    from specgen import audio
+    from specgen.audio import files
 
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     path = folder / "clips" / name / f"{made.request.id}.wav"
     codes = made.codes.astype("<i2")
-    audio.write_clip(path, made.wave[None], made.rate, codes, made.sidecar)
+    files.write_clip(path, made.wave[None], made.rate, codes, made.sidecar)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specgen import config
+from specgen import presets
 from specgen.cli import batch as batches
 from specgen.cli import report
-from specgen.cli.hear import check_stream, listening, sections_of
 from specgen.cli.job import Job, check_sidecar, read_sidecar, settings_of
 from specgen.cli.startup import uncollected
+from specgen.cli.stream import check_stream, open_stream, sections_of
 from specgen.cli.timings import Timings
 from specgen.errors import UserError
 from specgen.jobs.options import Recipe
@@ -185,7 +185,7 @@ def generate(
         "cfg": cfg,
     }
     rows = None if batch == "auto" else _rows(batch)
-    config.parse_quantize(quantize)
+    presets.parse_quantize(quantize)
     if prompt_file is not None:
         if prompts or from_sidecar is not None:
             raise UserError("--prompts takes the prompts from its file; leave the others out")
@@ -240,7 +240,7 @@ def generate(
         if not prompts:
             raise UserError("no prompt; say what to play, such as 'a slow air on the flute'")
         drawn = secrets.randbelow(2**31) if seed is None else seed
-        loaded = config.load_preset(preset or "embedded")
+        loaded = presets.load_preset(preset or "embedded")
         job = Job(loaded, list(prompts), drawn, count or 1, duration)
         job.sections = sections_of(prompt_at or [])
     if no_draft:
@@ -256,10 +256,10 @@ def generate(
         check_stream(stream, stream_format, len(texts), as_json=as_json)
 
     with uncollected():
-        from specgen import audio  # soundfile and numpy: not for --help
+        from specgen.audio import files  # soundfile and numpy: not for --help
 
     for path in paths:
-        audio.check_target(path, overwrite=overwrite)
+        files.check_target(path, overwrite=overwrite)
 
     with uncollected():
         from specgen.engine import Request, load
@@ -291,7 +291,7 @@ def generate(
         )
         for text, one, path in zip(texts, seeds, paths, strict=True)
     ]
-    with listening(stream, stream_format, engine, overwrite=overwrite) as play:
+    with open_stream(stream, stream_format, engine, overwrite=overwrite) as play:
         quiet = as_json or stream == "-"
         clips, failed = _make(engine, requests, paths, rows or 16, play, laps, quiet=quiet)
     if timings:
@@ -331,7 +331,7 @@ def _make(
     Returns:
         Sidecars with `path`, and `{"id", "prompt", "error"}` of what failed.
     """
-    from specgen import audio
+    from specgen.audio import files
 
     clips: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -359,7 +359,7 @@ def _make(
                 codes = clip.codes.numpy().astype("<i2")
                 wave, rate = clip.audio.numpy(), clip.sample_rate
                 try:
-                    sidecar = audio.write_clip(path, wave, rate, codes, engine.sidecar(clip))
+                    sidecar = files.write_clip(path, wave, rate, codes, engine.sidecar(clip))
                 except OSError as error:
                     fail(clip.request, f"cannot write {path}: {error.strerror or error}")
                     continue

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specgen import config
+from specgen import presets
 from specgen.errors import UserError
 from specgen.jobs.options import changed
 
 if TYPE_CHECKING:
     from specgen.engine import Engine
-    from specgen.settings import Settings
+    from specgen.requests import Settings
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Job:
         force: make it again with another preset or other models, too.
     """
 
-    preset: config.Preset
+    preset: presets.Preset
     prompts: list[str]
     seed: int
     count: int = 1
@@ -53,7 +53,7 @@ class Job:
 
 def settings_of(job: Job, changes: dict[str, Any], *, allow_biased: bool) -> Settings:
     """The preset's settings (or the sidecar's) with what the command line changes."""
-    from specgen.settings import Settings
+    from specgen.requests import Settings
 
     if job.sidecar is not None:
         settings = Settings.from_dict(job.sidecar["sampling"])
@@ -75,15 +75,15 @@ def read_sidecar(path: Path, preset: str | None = None, *, force: bool = False) 
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         job = Job(
-            config.load_preset(preset or sidecar["preset"]),
+            presets.load_preset(preset or sidecar["preset"]),
             [sidecar["prompt"]],
             int(sidecar["seed"]),
             duration=float(sidecar["duration_seconds"]),
             draft=sidecar["checkpoints"]["drafter"] is not None,
             dtype=sidecar["dtype"]["verifier"],
             quantize=_quantized(sidecar),
-            continue_from=_heard(sidecar, "continue_from", path),
-            melody=_heard(sidecar, "melody", path),
+            continue_from=_recorded_audio(sidecar, "continue_from", path),
+            melody=_recorded_audio(sidecar, "melody", path),
             sections=tuple((float(at), str(text)) for at, text in sidecar.get("sections", [])),
             sidecar=sidecar,
             force=force,
@@ -105,11 +105,11 @@ def _quantized(sidecar: dict[str, Any]) -> str | None:
     """How the models of a clip were quantised; sidecars from before that say nothing."""
     kinds = dict(sidecar.get("quantize") or {})
     text = ",".join(f"{role}={kind}" for role, kind in kinds.items() if kind is not None)
-    config.parse_quantize(text or None)
+    presets.parse_quantize(text or None)
     return text or None
 
 
-def _heard(sidecar: dict[str, Any], name: str, path: Path) -> Path | None:
+def _recorded_audio(sidecar: dict[str, Any], name: str, path: Path) -> Path | None:
     """An audio file that the clip was made from: where it was, or beside the sidecar."""
     record = sidecar.get(name)
     if record is None:
@@ -126,8 +126,8 @@ def check_sidecar(job: Job, engine: Engine) -> None:
     """
     if job.sidecar is None:
         return
-    _check_heard(job, "continue_from", job.continue_from)
-    _check_heard(job, "melody", job.melody)
+    _check_recorded_audio(job, "continue_from", job.continue_from)
+    _check_recorded_audio(job, "melody", job.melody)
     here = {
         "verifier": engine.verifier.sha256,
         "drafter": engine.drafter.sha256 if engine.drafter else None,
@@ -138,7 +138,7 @@ def check_sidecar(job: Job, engine: Engine) -> None:
             _changed(job, f"the {role}", "bring back the old checkpoint")
 
 
-def _check_heard(job: Job, name: str, audio: Path | None) -> None:
+def _check_recorded_audio(job: Job, name: str, audio: Path | None) -> None:
     assert job.sidecar is not None
     record, option = job.sidecar.get(name), "--" + name.replace("_", "-")
     if record is None and audio is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specgen import config
+from specgen import presets as preset_files
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def presets(
     """List the presets: who drafts for whom, by which rule, and whether the models are here."""
     if context.invoked_subcommand is not None:
         return
-    rows = [_row(name) for name in config.preset_names()]
+    rows = [_row(name) for name in preset_files.preset_names()]
     if as_json:
         print(json.dumps({"presets": rows}))
     else:
@@ -38,7 +38,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A preset's name or the path of a file.")],
 ) -> None:
     """Print a preset's resolved YAML."""
-    preset = config.load_preset(name)
+    preset = preset_files.load_preset(name)
     typer.echo(f"# {preset.path}\n# sha256 {preset.sha256}\n{preset.yaml()}", nl=False)
 
 
@@ -53,7 +53,7 @@ def check(
     """
     from specgen.checkpoints import pairing
 
-    preset = config.load_preset(name)
+    preset = preset_files.load_preset(name)
     sides = pairing.inspect(preset)
     *models, codec = sides
     pairing.check_together([(m.role, m.name, m.codec) for m in models], codec.codec)
@@ -90,7 +90,7 @@ def _print_sides(sides: "Sequence[Side]") -> None:
     Console().print(table)
 
 
-def _notes(preset: config.Preset, sides: "Sequence[Side]") -> list[str]:
+def _notes(preset: preset_files.Preset, sides: "Sequence[Side]") -> list[str]:
     from specgen.checkpoints.pairing import STATES
 
     seconds, cfg = preset.node.duration.max, preset.node.sampling.cfg
@@ -122,7 +122,7 @@ def _notes(preset: config.Preset, sides: "Sequence[Side]") -> list[str]:
     return lines
 
 
-def _document(preset: config.Preset, sides: "Sequence[Side]") -> dict[str, object]:
+def _document(preset: preset_files.Preset, sides: "Sequence[Side]") -> dict[str, object]:
     seconds = preset.node.duration.max
     return {
         "preset": preset.reference,
@@ -149,7 +149,7 @@ def _document(preset: config.Preset, sides: "Sequence[Side]") -> dict[str, objec
 
 
 def _row(name: str) -> dict[str, str | None]:
-    preset = config.load_preset(name)
+    preset = preset_files.load_preset(name)
     node = preset.node
     return {
         "preset": name,
@@ -181,7 +181,7 @@ def _print_rows(rows: Sequence[dict[str, str | None]]) -> None:
     console.print(table)
 
 
-def _described(preset: config.Preset, role: config.VerifierNode | None) -> str | None:
+def _described(preset: preset_files.Preset, role: preset_files.VerifierNode | None) -> str | None:
     if role is None:
         return None
     name = role.checkpoint.removeprefix("embedded:")
@@ -195,7 +195,7 @@ def _described(preset: config.Preset, role: config.VerifierNode | None) -> str |
         return name
 
 
-def _present(preset: config.Preset) -> str:
+def _present(preset: preset_files.Preset) -> str:
     """`present`, or which parts are not here."""
     missing = [role for role, ref in preset.references.items() if not _here(preset.locate(ref))]
     if not missing:

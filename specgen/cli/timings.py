@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from specgen.clips import Clip
+    from specgen.requests import Clip
 
 
 def process_age() -> float | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from specgen import config
+from specgen import presets
 
 
 def train(
@@ -20,7 +20,7 @@ def train(
     from specgen.training.recipes import run_recipe
 
     path = Path(recipe)
-    named = config.presets_folder() / "train" / f"{recipe}.yaml"
+    named = presets.presets_folder() / "train" / f"{recipe}.yaml"
     if not path.exists() and named.is_file():
         path = named
     run_recipe(path, overrides or [])

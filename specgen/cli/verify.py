@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from specgen import config
+from specgen import presets
 from specgen.errors import UserError
 
 
@@ -33,12 +33,12 @@ def verify(
     token; then compares the statistics of many very short clips made with different seeds. In
     float32 the tokens must be the same but for rounding ties; in 16 bit their share is reported.
     """
-    loaded = config.load_preset(preset)
+    loaded = presets.load_preset(preset)
     dtypes = _dtypes(dtype, device)
 
     from specgen.evaluation.comparison import Plan
-    from specgen.evaluation.prompts import read_prompts
-    from specgen.evaluation.verification import verify as check_all
+    from specgen.evaluation.identity import verify as check_all
+    from specgen.evaluation.runs import read_prompts
 
     lines = read_prompts().lines
     plan = Plan(
@@ -74,9 +74,9 @@ def _dtypes(text: str | None, device: str) -> tuple[str, ...]:
         on_gpu = choose_device(device).type == "cuda"
         return ("float32", "bfloat16") if on_gpu else ("float32",)
     dtypes = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    wrong = [d for d in dtypes if d not in config.DTYPES]
+    wrong = [d for d in dtypes if d not in presets.DTYPES]
     if wrong:
-        known = ", ".join(config.DTYPES)
+        known = ", ".join(presets.DTYPES)
         raise UserError(f"--dtype {wrong[0]!r} is unknown; known: {known}")
     return dtypes
 

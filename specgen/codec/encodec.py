@@ -25,9 +25,14 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from specgen.checkpoints.plain import from_plain, load_yaml, to_plain
-from specgen.codec.encodec_config import audiocraft_fields, transformers, transformers_fields
-from specgen.codec.encodec_names import fold_weight_norm, from_audiocraft_names
+from specgen.checkpoints.files import from_plain, load_yaml, to_plain
+from specgen.codec.encodec_config import (
+    audiocraft_fields,
+    fold_weight_norm,
+    from_audiocraft_names,
+    transformers,
+    transformers_fields,
+)
 from specgen.codec.encodec_stream import EncodecStream
 from specgen.errors import UserError
 

@@ -13,8 +13,8 @@ from specgen.decoding.lossy import Lenient
 from specgen.decoding.noise import NoiseField, Purpose, acceptance_uniforms, gumbels
 from specgen.decoding.sampling import Sampling, draw, perturbed_argmax, process
 from specgen.decoding.ties import Referee, close_calls, settle
-from specgen.lm.upload import upload
 from specgen.patterns import Coord
+from specgen.tensors import upload
 
 
 class Draws:

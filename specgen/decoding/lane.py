@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from specgen.lm.graphs import Recordings
-from specgen.lm.upload import pick, place, upload
 from specgen.patterns import Coord, Pattern, PatternSpec
+from specgen.tensors import pick, place, upload
 
 MAX_BLOCK = 50  # columns of a pass; what a cache must hold beyond the longest sequence
 _PART = 512  # columns of a given start that are fed at once, where there is room

@@ -14,7 +14,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from specgen.lm.upload import upload
+from specgen.tensors import upload
 
 
 class Kind(StrEnum):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specgen.lm.upload import pick
+from specgen.tensors import pick
 
 _WORDS = 4  # 64-bit words that one Philox-4x64 counter value yields
 _FRAMES = 64  # frames made at a time

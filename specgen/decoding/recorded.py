@@ -17,7 +17,7 @@ from torch import Tensor
 from specgen.decoding.draws import Draws
 from specgen.decoding.lane import Lane, Recordable, Where
 from specgen.lm.graphs import bucket, recorded_width
-from specgen.lm.upload import upload
+from specgen.tensors import upload
 
 
 class RecordedDraft:

@@ -30,8 +30,8 @@ from specgen.decoding.recorded import RecordedDraft
 from specgen.decoding.sampling import Sampling
 from specgen.decoding.stats import DecodeStats
 from specgen.decoding.stopwatch import Stopwatch
-from specgen.lm.upload import pick
 from specgen.patterns import Coord
+from specgen.tensors import pick
 
 
 @dataclass(frozen=True)

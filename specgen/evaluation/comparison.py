@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from specgen.benchmarking.machine import commit, machine_card, versions
-from specgen.config import Preset
+from specgen.benchmarking.results import commit, machine_card, versions
 from specgen.engine import Engine
-from specgen.evaluation import identity, quality, reference, surprise, two_sample
+from specgen.evaluation import identity, likelihood, quality, two_sample
 from specgen.evaluation.embedders import load_embedder
-from specgen.evaluation.intervals import bootstrap
-from specgen.evaluation.reference import Recordings
+from specgen.evaluation.quality import Recordings
 from specgen.evaluation.runs import Made, Run, Side, make_all, make_short, requests_of
+from specgen.evaluation.two_sample import bootstrap
+from specgen.presets import Preset
 
 SCHEMA = 1
 
@@ -128,7 +128,7 @@ def run(
         "interrupted": interrupted,
         "sides": [side_row(r) for r in runs],
         "identity": [],
-        "likelihood": [row for r in runs if (row := likelihood(r, say))],
+        "likelihood": [row for r in runs if (row := likelihood_of(r, say))],
         "distribution": [],
         "short": [],
         "quality": [],
@@ -182,14 +182,14 @@ def side_row(run: Run) -> dict[str, Any]:
     }
 
 
-def likelihood(run: Run, say: Say) -> dict[str, Any] | None:
+def likelihood_of(run: Run, say: Say) -> dict[str, Any] | None:
     """Whether a side draws from its own verifier's law; None if that cannot be told."""
     if not run.clips or run.engine is None:
         return None
     say(f"{run.label}: the verifier scores {len(run.clips)} clips")
     made = list(run.clips.values())
     codes = np.stack([clip.codes for clip in made])
-    found = surprise.of_clips(run.engine, [clip.request.prompt for clip in made], codes)
+    found = likelihood.of_clips(run.engine, [clip.request.prompt for clip in made], codes)
     return None if found is None else {"label": run.label, "lossless": run.lossless, **found}
 
 
@@ -265,13 +265,13 @@ def hear(
     if recordings is not None and runs[0].engine is not None:
         codec = runs[0].engine.codec
         base = listener.hear("recordings", recordings.reference)
-        codes = reference.tokens_of(recordings.others, codec)
+        codes = quality.tokens_of(recordings.others, codec)
         ends = {
             "recordings, through the codec": codes,
-            "tokens at random": reference.shuffled(codes, len(codes)),
+            "tokens at random": quality.shuffled(codes, len(codes)),
         }
         for label, tokens in ends.items():
-            heard = listener.hear(label, reference.sounds_of(tokens, codec))
+            heard = listener.hear(label, quality.sounds_of(tokens, codec))
             rows.append(_heard_row(heard, base, None, None))
     first = None
     for side in (r for r in runs if r.clips):
@@ -284,9 +284,9 @@ def hear(
 
 
 def _heard_row(
-    side: quality.Heard,
-    base: quality.Heard | None,
-    first: quality.Heard | None,
+    side: quality.SideFeatures,
+    base: quality.SideFeatures | None,
+    first: quality.SideFeatures | None,
     pair: tuple[Run, Run] | None,
 ) -> dict[str, Any]:
     floor = quality.kl_floor(side)

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specgen import __version__, audio
+from specgen import __version__
+from specgen.audio import files
 from specgen.errors import UserError
 from specgen.evaluation import pictures
 from specgen.evaluation.comparison import Outcome
-from specgen.evaluation.curves import Line, curves
-from specgen.evaluation.intervals import FEW, FEW_NOTE
+from specgen.evaluation.pictures import Line, curves
 from specgen.evaluation.runs import Made, Run
-from specgen.evaluation.summary import highlights, passed, percent, sentences, verdict
+from specgen.evaluation.tables import highlights, passed, percent, sentences, verdict
 from specgen.evaluation.text import by_codebook, tables
+from specgen.evaluation.two_sample import FEW, FEW_NOTE
 
 NAME = "index.html"
 TEMPLATE = "report.html.j2"
@@ -100,7 +101,7 @@ def write_comparison(folder: Path, outcome: Outcome, players: int) -> Path:
     """
     page = comparison_page(outcome.document, outcome.runs, players)
     folder.mkdir(parents=True, exist_ok=True)
-    with audio.together(folder / "results.json", folder / NAME) as (results, file):
+    with files.together(folder / "results.json", folder / NAME) as (results, file):
         text = json.dumps(outcome.document, indent=1, ensure_ascii=False) + "\n"
         results.write(text.encode())
         file.write(page.encode())

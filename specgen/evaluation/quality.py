@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from specgen.evaluation import signals
+from specgen.codec.base import Codec
+from specgen.errors import UserError
+from specgen.evaluation import distances as signals
 from specgen.evaluation.distances import (
     frechet_distance,
     frechet_infinity,
@@ -18,8 +22,8 @@ from specgen.evaluation.distances import (
     median_distance,
 )
 from specgen.evaluation.embedders import Embedder, MusicnnEmbedder, resample
-from specgen.evaluation.intervals import Figure, bootstrap, mean, permutation_p
-from specgen.evaluation.tagging import divergences, text_agreement, wanted
+from specgen.evaluation.musicnn import divergences, text_agreement, wanted
+from specgen.evaluation.two_sample import Figure, bootstrap, mean, permutation_p
 
 LEAST = 8  # clips a side below which no distance between sets is given
 
@@ -27,7 +31,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Heard:
+class SideFeatures:
     """What is known of a set of clips; row i of every array is clip i.
 
     Attributes:
@@ -47,11 +51,13 @@ class Heard:
     def __len__(self) -> int:
         return len(self.tags)
 
-    def take(self, rows: Sequence[int]) -> Heard:
+    def take(self, rows: Sequence[int]) -> SideFeatures:
         """Some of the clips."""
         prompts = tuple(self.prompts[i] for i in rows) if self.prompts else ()
         at = list(rows)
-        return Heard(self.label, prompts, self.embeddings[at], self.tags[at], self.signal[at])
+        return SideFeatures(
+            self.label, prompts, self.embeddings[at], self.tags[at], self.signal[at]
+        )
 
 
 class Listener:
@@ -63,11 +69,11 @@ class Listener:
 
     def hear(
         self, label: str, waves: Sequence[tuple[Array, int]], prompts: Sequence[str] = ()
-    ) -> Heard:
+    ) -> SideFeatures:
         """`waves` are mono samples and their rate; silence is heard too."""
         rows = [self._one(np.asarray(wave, np.float32), rate) for wave, rate in waves]
         embeddings, tags, signal = (np.stack(part) for part in zip(*rows, strict=True))
-        return Heard(label, tuple(prompts), embeddings, tags, signal)
+        return SideFeatures(label, tuple(prompts), embeddings, tags, signal)
 
     def _one(self, wave: Array, rate: int) -> tuple[Array, Array, Array]:
         hidden, tags = self._tagger.analyse(resample(wave, rate, self._tagger.sample_rate))
@@ -81,7 +87,7 @@ def tag_shift(a: Array, b: Array) -> float:
     return float(divergences(a.mean(axis=0)[None], b.mean(axis=0)[None])[0])
 
 
-def describe(side: Heard) -> dict[str, Any]:
+def describe(side: SideFeatures) -> dict[str, Any]:
     """Figures of one side by itself: levels, and how well it fits its prompts."""
     found: dict[str, Any] = {
         name: mean(side.signal[:, i]).as_dict() for i, name in enumerate(signals.NAMES)
@@ -95,7 +101,7 @@ def describe(side: Heard) -> dict[str, Any]:
     return found
 
 
-def distance(reference: Heard, side: Heard, *, paired: bool) -> dict[str, Any] | None:
+def distance(reference: SideFeatures, side: SideFeatures, *, paired: bool) -> dict[str, Any] | None:
     """Distances of a side to a reference set, None below `LEAST` clips.
 
     Args:
@@ -129,7 +135,7 @@ def distance(reference: Heard, side: Heard, *, paired: bool) -> dict[str, Any] |
     return found
 
 
-def _tests(a: Heard, b: Heard) -> dict[str, float]:
+def _tests(a: SideFeatures, b: SideFeatures) -> dict[str, float]:
     """Permutation tests of whether two paired sides differ."""
     width = median_distance(np.concatenate([a.embeddings, b.embeddings]))
     kernel = partial(kernel_distance, paired=True, width=width)
@@ -140,7 +146,7 @@ def _tests(a: Heard, b: Heard) -> dict[str, float]:
     }
 
 
-def kl_floor(side: Heard) -> Figure | None:
+def kl_floor(side: SideFeatures) -> Figure | None:
     """KL between clips of one prompt with different seeds: what chance alone gives a pair.
 
     None if no prompt has two clips.
@@ -153,3 +159,88 @@ def kl_floor(side: Heard) -> Figure | None:
         return None
     first, second = (list(part) for part in zip(*pairs, strict=True))
     return mean(divergences(side.tags[first], side.tags[second]))
+
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+Wave = tuple[NDArray[np.float32], int]
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Mono clips of one length, and which folder they come from."""
+
+    folder: Path
+    waves: list[Wave]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> list[Wave]:
+        return self.waves[::2]
+
+    @property
+    def others(self) -> list[Wave]:
+        return self.waves[1::2]
+
+
+def read_recordings(folder: Path, seconds: float) -> Recordings:
+    """The first `seconds` of every audio file of a folder, as mono.
+
+    Files that are shorter are left out and counted.
+
+    Raises:
+        UserError: no such folder, a file that cannot be read, fewer than 16 that are long enough.
+    """
+    import soundfile
+
+    if not folder.is_dir():
+        raise UserError(f"--reference {folder} is not a folder; give one with audio files")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    waves: list[Wave] = []
+    for path in paths:
+        try:
+            with soundfile.SoundFile(path) as file:
+                wanted = round(seconds * file.samplerate)
+                wave = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+                if len(wave) == wanted:
+                    waves.append((wave, file.samplerate))
+        except (OSError, soundfile.SoundFileError) as error:
+            raise UserError(f"cannot read {path}: {error}; remove it or mend it") from None
+    if len(waves) < 16:
+        raise UserError(
+            f"--reference {folder} has {len(waves)} audio files of {seconds:g} s or more; at least "
+            "16 are needed"
+        )
+    short = len(paths) - len(waves)
+    notes = (f"{folder}: {short} files are shorter than {seconds:g} s, left out",) if short else ()
+    return Recordings(folder, waves, notes)
+
+
+def tokens_of(waves: Sequence[Wave], codec: Codec) -> NDArray[np.int64]:
+    """`[N, K, T]` tokens of recordings of one length."""
+    rows = []
+    for wave, rate in waves:
+        there = torch.from_numpy(resample(wave, rate, codec.sample_rate))
+        rows.append(codec.encode(there.expand(1, codec.channels, -1).to(_device(codec)))[0].cpu())
+    return torch.stack(rows).numpy()
+
+
+def shuffled(codes: NDArray[np.int64], clips: int, seed: int = 0) -> NDArray[np.int64]:
+    """`[clips, K, T]` tokens drawn one by one with the frequencies of each codebook."""
+    rng = np.random.default_rng(seed)
+    _, K, T = codes.shape
+    return np.stack([rng.choice(codes[:, k].ravel(), size=(clips, T)) for k in range(K)], axis=1)
+
+
+def sounds_of(codes: NDArray[np.int64], codec: Codec) -> list[Wave]:
+    """Tokens `[N, K, T]` as mono clips."""
+    made: list[Wave] = []
+    for row in codes:
+        wave = codec.decode(torch.from_numpy(row)[None].to(_device(codec)))[0]
+        made.append((wave.mean(dim=0).float().cpu().numpy(), codec.sample_rate))
+    return made
+
+
+def _device(codec: Any) -> torch.device:
+    parameter = next(iter(codec.parameters()), None)
+    return torch.device("cpu") if parameter is None else parameter.device

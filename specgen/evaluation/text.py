@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from specgen.evaluation.intervals import FEW, FEW_NOTE
-from specgen.evaluation.summary import figure_text, percent, sentences
+from specgen.evaluation.tables import figure_text, percent, sentences
+from specgen.evaluation.two_sample import FEW, FEW_NOTE
 
 Document = dict[str, Any]
 Body = tuple[list[str], list[list[str]]]

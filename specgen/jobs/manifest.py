@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from specgen.audio import atomic
+from specgen.audio.files import atomic
 
 NAME = "manifest.jsonl"
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from specgen import config
+from specgen import presets
 from specgen.errors import UserError
 
 if TYPE_CHECKING:
-    from specgen.settings import Settings
+    from specgen.requests import Settings
 
 CHANGES = (
     "lossy",
@@ -62,9 +62,9 @@ class Recipe:
         Raises:
             UserError: no such preset, or a value that cannot be.
         """
-        from specgen.settings import Settings
+        from specgen.requests import Settings
 
-        settings = Settings.of(config.load_preset(self.preset))
+        settings = Settings.of(presets.load_preset(self.preset))
         return changed(settings, dict(self.changes), allow_biased=self.allow_biased)
 
 
@@ -80,19 +80,19 @@ def changed(settings: Settings, changes: Mapping[str, Any], *, allow_biased: boo
         settings, sampling=replace(settings.sampling, **sampling), allow_biased=allow_biased
     )
     if "rule" in given:
-        if given["rule"] not in config.RULES:
-            known = ", ".join(config.RULES)
+        if given["rule"] not in presets.RULES:
+            known = ", ".join(presets.RULES)
             raise UserError(f"--rule {given['rule']!r} is unknown; use one of {known}")
         settings = replace(settings, rule=given["rule"])
     if "draft_frames" in given:
-        frames = config.parse_draft_frames(given["draft_frames"], "--draft-frames")
+        frames = presets.parse_draft_frames(given["draft_frames"], "--draft-frames")
         settings = replace(settings, draft_frames=frames)
     if "draft_temperature" in given:
         settings = replace(settings, draft_temperatures=_numbers(given["draft_temperature"]))
     if "drafter_cfg" in given:
         settings = replace(settings, drafter_cfg=bool(given["drafter_cfg"]))
     if "lossy" in given:
-        from specgen.settings import parse_lossy
+        from specgen.requests import parse_lossy
 
         settings = replace(settings, lossy=parse_lossy(given["lossy"]))
     return settings

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specgen import audio
+from specgen.audio import files
 from specgen.checkpoints.native import file_sha256
 from specgen.errors import UserError, one_line
-from specgen.jobs.fingerprint import audio_sha256, fingerprint
 from specgen.jobs.folder import Claims
 from specgen.jobs.manifest import Entry
 from specgen.jobs.rows import Row
@@ -149,7 +152,7 @@ class Planner:
             UserError: names the file.
         """
         sound = self.place.folder / todo.path
-        for path in (sound, *audio.companions(sound)):
+        for path in (sound, *files.companions(sound)):
             if not todo.ours and path.exists() and sound.stem not in self.claims:
                 raise UserError(
                     f"{path} is there and not this job's; move it away, or add --overwrite"
@@ -160,7 +163,7 @@ class Planner:
         if not entry.done or (entry.fingerprint, entry.path) != (todo.fingerprint, todo.path):
             return False
         sound = self.place.folder / todo.path
-        tokens, sidecar = audio.companions(sound)
+        tokens, sidecar = files.companions(sound)
         wanted = {
             sound: entry.sha256,
             tokens: entry.tokens_sha256,
@@ -170,3 +173,112 @@ class Planner:
             return all(file_sha256(path) == known for path, known in wanted.items())
         except OSError:
             return False
+
+
+SCHEMA = 1  # rises when a new version makes other clips from the same values
+
+
+def fingerprint(engine: Engine, request: Request, heard: Mapping[str, str]) -> str:
+    """Hash of what decides a clip.
+
+    Args:
+        engine: its preset, checkpoints, settings, dtypes and quantisation count, its device does
+            not.
+        request: checked; its prompts, seed and length in frames count, its id does not.
+        heard: sha256 of the audio files that it begins with or follows; their paths do not count.
+    """
+    drafter = engine.drafter
+    kinds = [model.quantize for model in (engine.verifier, drafter) if model]
+    values: dict[str, object] = {
+        "schema": SCHEMA,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "frames": engine.frames(request.duration or 0.0),
+        "sections": [[at, prompt] for at, prompt in request.sections],
+        "heard": dict(heard),
+        "preset": engine.preset.sha256,
+        "verifier": engine.verifier.sha256,
+        "drafter": None if drafter is None else drafter.sha256,
+        "codec": engine.codec_sha256,
+        "dtypes": [str(model.lm.dtype) for model in (engine.verifier, drafter) if model],
+        "sampling": engine.settings.as_dict(),
+    }
+    if set(kinds) != {"none"}:
+        values["quantize"] = kinds  # left out where it says nothing, as before there was the key
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def audio_sha256(path: Path) -> str:
+    """sha256 of an audio file that a row names.
+
+    Raises:
+        UserError: it is no regular file, or cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file; give an audio file")
+        return file_sha256(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}; check the path") from None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `index` of `count`, from 1.
+
+    A row belongs to a shard by a hash of its id, so rows may be added, taken away or put into
+    another order without moving the rest.
+    """
+
+    index: int = 1
+    count: int = 1
+
+    def holds(self, row_id: str) -> bool:
+        """Whether the row of this id is made here."""
+        if self.count == 1:
+            return True
+        digest = hashlib.sha256(f"shard/{row_id}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder for this shard's clips, below the job's."""
+        width = max(3, len(str(self.count)))
+        return f"shard-{self.index:0{width}d}-of-{self.count:0{width}d}"
+
+
+def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
+    """The shard of `--shard i/n`, or of the Slurm array task that this process is, or all.
+
+    A Slurm array may start anywhere and have a step; one that is a list of single tasks does not
+    say how many shards there are, so it needs `--shard`.
+
+    Raises:
+        UserError: not `i/n`, or i beyond n.
+    """
+    if text is None:
+        return _of_slurm(environment)
+    match = re.fullmatch(r"\s*(\d{1,7})\s*/\s*(\d{1,7})\s*", text)
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 2/8, got {text!r}")
+    return Shard(index, count)
+
+
+def _of_slurm(environment: Mapping[str, str]) -> Shard:
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+    if any(name not in environment for name in names):
+        return Shard()
+    try:
+        task, count = (int(environment[name]) for name in names)
+        low = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+        index, rest = divmod(task - low, step)
+    except (ValueError, ZeroDivisionError):
+        raise UserError("the SLURM_ARRAY_TASK_* variables make no sense; give --shard") from None
+    if rest or not 0 <= index < count:
+        raise UserError(
+            f"this Slurm array does not number its {count} tasks in a row; give --shard i/n"
+        )
+    return Shard(index + 1, count)

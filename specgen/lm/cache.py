@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specgen.lm.config import LMConfig
-from specgen.lm.upload import upload
+from specgen.tensors import upload
 
 _FEW = 64  # columns up to which a block's mask is kept for the next
 

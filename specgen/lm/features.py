@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specgen.lm.upload import upload
+from specgen.tensors import upload
 
 
 def as_verifiers(states: Tensor, halves: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specgen.lm.upload import upload
+from specgen.tensors import upload
 
 SWITCH = "SPECGEN_GRAPHS"  # "off": no graphs; "dry": buffers and buckets, but nothing recorded
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specgen.bare import bare
 from specgen.lm.transformer import Block, CrossMemory, hiding
+from specgen.tensors import bare
 
 if TYPE_CHECKING:
     from specgen.lm.model import MusicLM

@@ -19,7 +19,7 @@ from specgen.lm.reread import reread
 from specgen.lm.step import Stepper, norm
 from specgen.lm.traced import Column, traced_column
 from specgen.lm.turned import cache_for
-from specgen.lm.upload import upload
+from specgen.tensors import upload
 
 # The scores of a float32 pass are off by 5e-6 (root mean square) to 1e-4 (worst of 24,000) on the
 # embedded models; two passes swap two scores that lie further apart than this 3 times in 1e9 draws.

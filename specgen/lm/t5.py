@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specgen.bare import bare
 from specgen.errors import UserError
 from specgen.lm.conditioning import Words
+from specgen.tensors import bare
 
 T = TypeVar("T")
 MAX_TOKENS = 512  # what T5 was trained on

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from specgen.checkpoints.files import from_plain, to_plain
 from specgen.checkpoints.native import LMCheckpoint, load_lm, read_tensors, save_lm
-from specgen.checkpoints.plain import from_plain, to_plain
 from specgen.errors import UserError, command
 from specgen.training.batches import Crop, CropStyle, TokenItems, draw_crops
 from specgen.training.models import LMRecipe, fresh_model, inherit

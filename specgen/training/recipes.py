@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from specgen.checkpoints.plain import load_yaml
+from specgen.checkpoints.files import load_yaml
 from specgen.errors import UserError, command
 
 KINDS = ("data", "codec", "lm")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import typer
 
-from specgen.benchmarking import bandwidth
+from specgen.benchmarking import roofline as bandwidth
 from specgen.cli.bench import bench
 
 Bench = Callable[..., str]

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from specgen.benchmarking.cases import Sweep, expand
-from specgen.benchmarking.measure import identical
+from specgen.benchmarking.runner import identical
 from specgen.checkpoints import hub
-from specgen.config import load_preset
 from specgen.errors import UserError
+from specgen.presets import load_preset
 from tests.benchmarking.conftest import Bench
 
 # The tiny models know few words.

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from specgen.benchmarking import peak
+from specgen.benchmarking import memory as peak
 from tests.benchmarking.conftest import Bench
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from specgen.benchmarking import transformers_peer
-from specgen.benchmarking.dense import dense_state
+from specgen.benchmarking.synthetic import dense_state
 from specgen.lm.config import LMConfig
 from specgen.lm.model import MusicLM
 from specgen.patterns import PatternSpec

@@ -1,4 +1,4 @@
-"""docs/scripts/peers_at_length.py: that every side really decodes behind a cache of that length."""
+"""tools/peers_at_length.py: that every side really decodes behind a cache of that length."""
 
 from __future__ import annotations
 

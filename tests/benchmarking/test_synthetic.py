@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from specgen.benchmarking.bandwidth import pass_bytes
 from specgen.benchmarking.cases import Sweep, expand, synthetic_preset
 from specgen.benchmarking.given import Given
+from specgen.benchmarking.roofline import pass_bytes
 from specgen.benchmarking.shapes import SHAPES, Pair, Shape
 from specgen.benchmarking.synthetic import Wanted, choose, expected, load, overlap, random_model
 from specgen.benchmarking.trials import Trial

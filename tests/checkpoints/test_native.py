@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from specgen.checkpoints import native
+from specgen.checkpoints.files import load_yaml
 from specgen.checkpoints.native import CodecId, LMCheckpoint, load_lm, read_config, save_lm
-from specgen.checkpoints.plain import load_yaml
 from specgen.errors import UserError
 from specgen.lm.conditioning import WordEncoder, WordEncoderConfig
 from specgen.lm.config import LMConfig

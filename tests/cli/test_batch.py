@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specgen.audio import tokens_sha256
+from specgen.audio.files import tokens_sha256
 from specgen.cli.app import run
 from specgen.jobs.folder import locked
-from specgen.jobs.work import Worker
+from specgen.jobs.worker import Worker
 from tests.cli.jobs import PROMPTS, lines, results, write
 
 
@@ -250,7 +250,7 @@ def test_many_rows_one_in_a_hundred_bad(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The engine and the files are stood in for: what is tested is the counting. With the real
-    engine: docs/scripts/many_rows.py."""
+    engine: tools/many_rows.py."""
     from specgen.jobs.manifest import Entry, Manifest
 
     def made(self: Worker, engine: object, todo: Any, on_round: object = None) -> Any:

@@ -15,24 +15,24 @@ import soundfile
 from specgen.cli.app import run
 from specgen.jobs import folder
 from specgen.jobs.folder import locked
-from specgen.jobs.work import Worker
+from specgen.jobs.worker import Worker
 from tests.cli.jobs import lines, write
 
 
 def test_a_full_disk_fails_the_row_and_not_the_job(
     job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specgen import audio
+    from specgen.audio import files
 
-    real = audio.write_files
+    real = files.write_files
 
-    def full(path: Path, files: audio.ClipFiles) -> None:
+    def full(path: Path, files: files.ClipFiles) -> None:
         if path.name == "air.wav":
             raise OSError(28, "No space left on device")
         real(path, files)
 
     with monkeypatch.context() as patch:
-        patch.setattr(audio, "write_files", full)
+        patch.setattr(files, "write_files", full)
         assert run(job) == 1
     failed = [line for line in lines(tmp_path / "out") if line["status"] == "failed"]
     assert [line["id"] for line in failed] == ["air"]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from specgen.cli.app import run
-from specgen.cli.sides import read_side
+from specgen.cli.options import read_side
 from specgen.engine import Engine
 from specgen.errors import UserError
-from specgen.evaluation.prompts import read_prompts
+from specgen.evaluation.runs import read_prompts
 
 QUICK = ["-d", "0.2", "--short-clips", "0", "--no-quality"]
 

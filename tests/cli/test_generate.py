@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from specgen.audio import tokens_sha256
+from specgen.audio.files import tokens_sha256
 from specgen.checkpoints.native import embedded_folder
 from specgen.cli.app import run
 
@@ -253,16 +253,16 @@ def test_an_unknown_word_is_named(
 def test_a_clip_that_cannot_be_written_fails_alone(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from specgen import audio
+    from specgen.audio import files
 
-    real = audio.write_clip
+    real = files.write_clip
 
     def full_disk(path: Path, *rest: object) -> dict[str, object]:
         if "air" in path.name:
             raise OSError(28, "No space left on device")
         return real(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(audio, "write_clip", full_disk)
+    monkeypatch.setattr(files, "write_clip", full_disk)
     arguments = [
         "generate",
         "a jig",

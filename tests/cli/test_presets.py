@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specgen import config
+from specgen import presets
 from specgen.checkpoints import hub
 from specgen.cli.app import run
 from tests.conftest import make_codec, make_lm
@@ -79,7 +79,7 @@ def test_names_are_whole_in_any_terminal(
 @pytest.mark.parametrize("name", MUSICGEN)
 def test_presets_of_public_models(name: str) -> None:
     """The reference's sampling, and every hub reference pinned to a commit."""
-    preset = config.load_preset(name)
+    preset = presets.load_preset(name)
     sampling = preset.node.sampling
     assert (sampling.top_k, sampling.temperature, sampling.cfg) == (250, 1.0, 3.0)
     on_hub = [r for r in preset.references.values() if r.startswith("hub:")]
@@ -91,7 +91,7 @@ def test_show_prints_what_loads_again(capsys: pytest.CaptureFixture[str], tmp_pa
     out = capsys.readouterr().out
     copy = tmp_path / "copy.yaml"
     copy.write_text(out)
-    assert config.load_preset(str(copy)).sha256 == config.load_preset("small-large").sha256
+    assert presets.load_preset(str(copy)).sha256 == presets.load_preset("small-large").sha256
     assert yaml.safe_load(out)["sampling"]["top_k"] == 250
 
 

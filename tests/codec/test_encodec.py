@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from specgen.codec.base import Codec
 from specgen.codec.encodec import EncodecCodec, EncodecConfig, load, read_config
-from specgen.codec.encodec_names import fold_weight_norm, from_audiocraft_names
+from specgen.codec.encodec_config import fold_weight_norm, from_audiocraft_names
 from specgen.errors import UserError
 from tests import peers
 

@@ -74,8 +74,8 @@ def test_a_player_plays_and_stops_the_others(browser: Any, folder: Path) -> None
         """async () => {
             const [a, b] = document.querySelectorAll('audio');
             a.loop = true;
-            await a.play();
-            await b.play();
+            await a.write();
+            await b.write();
             for (let i = 0; i < 50 && b.currentTime === 0; i++)
                 await new Promise(done => setTimeout(done, 50));
             return [a.paused, b.currentTime > 0];

@@ -55,13 +55,13 @@ def test_margins_follow_the_melody(tiny: str, song: Path, monkeypatch: pytest.Mo
 
     engine = specgen.load(tiny, draft=False)
     given: list[object] = []
-    real = identity.Cast.of
+    real = identity.ConditionedModel.of
 
     def of(*arguments: object, tunes: object = ()) -> object:
         given.append(tunes)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(identity.Cast, "of", of)
+    monkeypatch.setattr(identity.ConditionedModel, "of", of)
     monkeypatch.setattr(Engine, "melody_rate", lambda _self: 8000)
     margins(engine, specgen.Request("a jig", seed=1, duration=0.2, melody=song))
     ((tune,),) = given

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from specgen.evaluation.distances import frechet_distance
-from specgen.evaluation.intervals import FEW, Figure, bootstrap, mean, permutation_p, wilson
+from specgen.evaluation.two_sample import FEW, Figure, bootstrap, mean, permutation_p, wilson
 
 
 def test_few_clips_never_give_a_bare_number() -> None:

@@ -1,4 +1,4 @@
-"""The network against the original package's own output (docs/scripts/musicnn_reference.py)."""
+"""The network against the original package's own output (tools/musicnn_reference.py)."""
 
 import io
 import json

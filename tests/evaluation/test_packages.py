@@ -14,8 +14,7 @@ import torch
 
 from specgen.cli.app import run
 from specgen.errors import UserError
-from specgen.evaluation.embedders import PACKAGES, load_embedder
-from specgen.evaluation.packages import PANN_FILE, PASST_FILE, VGGISH_FILE
+from specgen.evaluation.embedders import PACKAGES, PANN_FILE, PASST_FILE, VGGISH_FILE, load_embedder
 
 
 class Clap:

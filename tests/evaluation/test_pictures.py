@@ -7,8 +7,16 @@ import pytest
 import soundfile
 from matplotlib import image
 
-from specgen.evaluation.curves import Line, curves, ticks
-from specgen.evaluation.pictures import difference_map, png, sound, spectrogram, token_map
+from specgen.evaluation.pictures import (
+    Line,
+    curves,
+    difference_map,
+    png,
+    sound,
+    spectrogram,
+    ticks,
+    token_map,
+)
 from tests.evaluation.clips import chord
 
 

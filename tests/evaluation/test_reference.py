@@ -7,8 +7,16 @@ import soundfile
 from specgen.codec.embedded import load_codec
 from specgen.errors import UserError
 from specgen.evaluation.embedders import load_embedder, resample
-from specgen.evaluation.quality import Listener, distance, kl_floor, tag_shift
-from specgen.evaluation.reference import read_recordings, shuffled, sounds_of, tokens_of
+from specgen.evaluation.quality import (
+    Listener,
+    distance,
+    kl_floor,
+    read_recordings,
+    shuffled,
+    sounds_of,
+    tag_shift,
+    tokens_of,
+)
 from tests.evaluation.clips import chord
 
 

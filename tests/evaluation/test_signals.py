@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from specgen.evaluation.signals import BANDS, NAMES, spectrum_distance, statistics
+from specgen.evaluation.distances import BANDS, NAMES, spectrum_distance, statistics
 
 RATE = 16_000
 

@@ -10,7 +10,7 @@ from specgen.decoding.acceptance import Rule
 from specgen.decoding.lane import Role
 from specgen.decoding.sampling import Sampling
 from specgen.engine import Request, load
-from specgen.evaluation.surprise import Scores, of_clips, score, verdict
+from specgen.evaluation.likelihood import Scores, of_clips, score, verdict
 from specgen.patterns import PatternSpec
 from tests.decoding.mocks import TableScorer, capacity_for
 from tests.evaluation.test_two_sample import TOY, toy

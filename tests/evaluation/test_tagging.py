@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from specgen.evaluation.musicnn import TAGS
-from specgen.evaluation.tagging import divergences, named, text_agreement, wanted
+from specgen.evaluation.musicnn import TAGS, divergences, named, text_agreement, wanted
 
 
 def test_divergence_is_that_of_independent_tags() -> None:

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specgen.errors import UserError
-from specgen.jobs.folder import belongs, check_there, locked, remove_left_overs, take
+from specgen.jobs.folder import Template, belongs, check_there, locked, remove_left_overs, take
 from specgen.jobs.manifest import Entry, Manifest, decode, encode, read
 from specgen.jobs.merge import merge
-from specgen.jobs.naming import Template
+from specgen.jobs.plan import Shard, parse_shard
 from specgen.jobs.rows import Row
-from specgen.jobs.shards import Shard, parse_shard
 
 DONE = Entry("a", "done", "f", "a.wav", "1", "2", "3", None, 1.5)
 FAILED = Entry("é", "failed", error="no\u2028room")

@@ -1,5 +1,5 @@
 """Ray as a job's engine. What an actor does is tested without Ray; a cluster with an actor killed
-in the middle is tried by docs/scripts/ray_test.py."""
+in the middle is tried by tools/ray_test.py."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ import pytest
 from specgen.cli.app import run
 from specgen.jobs.folder import take
 from specgen.jobs.manifest import Entry, read
-from specgen.jobs.on_ray import Maker, decode, decode_outcome, encode, encode_outcome
 from specgen.jobs.options import Recipe
 from specgen.jobs.plan import Place, Task
+from specgen.jobs.ray_executor import Maker, decode, decode_outcome, encode, encode_outcome
 from specgen.jobs.rows import Row
-from specgen.jobs.work import Outcome
+from specgen.jobs.worker import Outcome
 
 OPTIONS = {"duration": 0.3, "prompt_at": [[0.1, "an air"]]}
 ENTRY = Entry("x", "done", "f", "x.wav", "1", "2", "3", None, 1.0)

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from specgen.cli.app import run
-from specgen.config import load_preset
+from specgen.jobs.job import Job
 from specgen.jobs.manifest import Entry, read
 from specgen.jobs.options import Recipe
 from specgen.jobs.plan import Place, Task
-from specgen.jobs.pool import Pool, Portion, cores, portions
+from specgen.jobs.process_pool import Pool, Portion, cores, portions
 from specgen.jobs.rows import Row
-from specgen.jobs.run import Job
-from specgen.jobs.work import Outcome
+from specgen.jobs.worker import Outcome
+from specgen.presets import load_preset
 
 ROWS = [
     *({"id": f"r{i}", "prompt": "a jig", "duration": 0.2 + 0.1 * (i % 4)} for i in range(10)),
@@ -183,13 +183,13 @@ def test_no_worker_outlives_its_job(tiny: str, tmp_path: Path, number: int, code
     workers = children(process.pid)
     assert len(workers) >= 2
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in told, told
+    _, reported = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in reported, reported
     assert gone(workers)
     entries, _ = read(out / "manifest.jsonl")
     assert 0 < len(entries) < 40
     if number != signal.SIGKILL:
-        assert "the same command goes on from here" in told and not list(out.glob(".*.tmp"))
+        assert "the same command goes on from here" in reported and not list(out.glob(".*.tmp"))
 
 
 def test_workers_are_for_local_jobs(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:

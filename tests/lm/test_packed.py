@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from specgen.benchmarking.bandwidth import pass_bytes
+from specgen.benchmarking.roofline import pass_bytes
 from specgen.lm.config import LMConfig
 from specgen.lm.model import MusicLM
 from specgen.lm.packed import PackedHeads, PackedLinear, fits, pack_, packs

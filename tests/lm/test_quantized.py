@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from specgen.benchmarking.cases import Sweep, expand, quantized
 from specgen.checkpoints.pairing import inspect
 from specgen.cli.app import run
-from specgen.config import fingerprint, load_preset, parse_quantize
 from specgen.engine import Request, load
 from specgen.errors import UserError
-from specgen.jobs.fingerprint import fingerprint as row_fingerprint
+from specgen.jobs.plan import fingerprint as row_fingerprint
 from specgen.lm.packed import PackedHeads, PackedLinear
 from specgen.lm.quantized import QuantizedLinear, check_kind, quantize_
+from specgen.presets import fingerprint, load_preset, parse_quantize
 from tests.lm.test_packed import half_model, logits
 
 pytest.importorskip("torchao")

@@ -188,7 +188,7 @@ def test_t5_stays_off_the_device(folder: Path) -> None:
 def test_where_memory_is_short_t5_is_let_go_before_decoding(
     tiny: str, folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, kept: bool
 ) -> None:
-    monkeypatch.setattr("specgen.sitting.free_bytes", lambda device: free)
+    monkeypatch.setattr("specgen.generation.free_bytes", lambda device: free)
     engine = load(tiny, draft=False)
     width = engine.verifier.lm.config.condition_dim
     text = T5Conditioner("tiny", width, torch.randn(width, WIDTH), folder=folder)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from specgen.checkpoints.files import from_plain
 from specgen.checkpoints.native import CodecId, LMCheckpoint, load_lm
-from specgen.checkpoints.plain import from_plain
 from specgen.errors import UserError
 from specgen.lm.config import LMConfig
 from specgen.lm.model import MusicLM

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from specgen.checkpoints.plain import from_plain
+from specgen.checkpoints.files import from_plain
 from specgen.errors import UserError
 from specgen.training import embedded, recipes
 from specgen.training.models import LMRecipe
