@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from specgen.benchmarking.roofline import position_bytes
-from specgen.benchmarking.trials import Trial
 from specgen.checkpoints.base import LMCheckpoint
 from specgen.decoding.loop import capacity
+
+if TYPE_CHECKING:
+    from specgen.benchmarking.trials import Trial
 
 _NOISE_BLOCK = 64  # frames of noise made at a time (specgen.decoding.noise)
 

@@ -24,7 +24,7 @@ from specgen.checkpoints.base import (
     file_sha256,
     is_finite,
 )
-from specgen.checkpoints.files import read_pickled, training_checkpoint
+from specgen.checkpoints.pickled import read_pickled, training_checkpoint
 from specgen.errors import UserError
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ def identify(folder: Path) -> str:
         return found[0]
     trained = [name for name in names if name.endswith(".th")]
     if trained:
-        from specgen.checkpoints.files import training_checkpoint
+        from specgen.checkpoints.pickled import training_checkpoint
 
         raise training_checkpoint(folder / trained[0])
     held = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

@@ -13,7 +13,7 @@ import torch
 from specgen.benchmarking import audiocraft_peer, transformers_peer
 from specgen.lm.cache import Span
 
-FOLDER = Path(__file__).parents[2] / "docs" / "scripts"
+FOLDER = Path(__file__).parents[2] / "tools"
 LENGTH, STEPS = 40, 9
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import specgen
 from specgen.checkpoints import hub, registry
-from specgen.checkpoints.files import read_pickled
+from specgen.checkpoints.pickled import read_pickled
 from specgen.cli.app import run
 from specgen.errors import UserError
 from tests import peers
