@@ -39,7 +39,7 @@ types: $(VENV)/.tests
 unit: $(VENV)/.tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# The table of docs/benchmarks.md, on this machine.
+# The table of docs/speed.md, on this machine.
 bench: $(VENV)/.tests
 	$(BIN)/specgen bench --output-file docs/benchmarks/cpu.json
 

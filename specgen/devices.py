@@ -47,7 +47,7 @@ _PROBE = (
 
 
 _LIMIT, _NO_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
-_SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/benchmarks.md)
+_SMALL = 50_000_000  # parameters up to which one CPU thread is fastest (docs/speed.md)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ Rows of 2 to 12 s, as many short as long ones on a scale of logarithms. First a 
 made one by one by one loaded engine, with one thread and with two, nothing written; then all of
 them by one `specgen generate --prompts` command, its start and its files counted; then one by one
 again (`--batch 1`), to compare each row's tokens and audio. On two quiet cores of the kind in
-docs/benchmarks.md this takes under 15 minutes; nothing else should run meanwhile.
+docs/speed.md this takes under 15 minutes; nothing else should run meanwhile.
 """
 
 import argparse

@@ -81,7 +81,7 @@ class _Audiocraft:
             raise UserError(f"audiocraft is not installed; {audiocraft.INSTALL}")
         try:
             # MusicGen's configurations stream with fused attention; with rotary positions that is
-            # wrong in audiocraft 1.3.0 (docs/benchmarks.md), so such models take the other.
+            # wrong in audiocraft 1.3.0 (docs/speed.md), so such models take the other.
             self._model = audiocraft.build(
                 model.lm,
                 model.pattern,

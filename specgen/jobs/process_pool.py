@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16  # rows of a portion, where memory decides how many are in flight
 _WORTH = 60.0  # seconds of audio that pay for starting a process
-_SMALL = 250_000_000  # bytes of checkpoints up to which one thread is fastest (docs/benchmarks.md)
+_SMALL = 250_000_000  # bytes of checkpoints up to which one thread is fastest (docs/speed.md)
 _WEIGHT = 1_500_000_000  # bytes that a process of such models wants, with its batch
 _TRIES = 2  # processes that may die over one row
 _PATIENCE = 10.0  # seconds that a process has to stop in
