@@ -1,4 +1,4 @@
-"""The pages of docs/: generated ones are up to date, links lead somewhere, retired names are gone."""
+"""The pages of docs: generated ones are up to date, links lead somewhere, all are listed."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def verify(
     dtypes = _dtypes(dtype, device)
 
     from specgen.evaluation.comparison import Plan
-    from specgen.evaluation.identity import verify as check_all
     from specgen.evaluation.runs import read_prompts
+    from specgen.evaluation.verification import verify as check_all
 
     lines = read_prompts().lines
     plan = Plan(
